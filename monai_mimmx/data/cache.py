@@ -1,0 +1,432 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Images that are read and transformed once, then served from one memory-mapped array as whole batches."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import mmap
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+CACHE_VERSION = 1
+DTYPES = ("float16", "float32")
+_MAX_FAILURES = 10
+
+Transform = Callable[[dict[str, Any]], Mapping[str, Any]]
+Batch = dict[str, torch.Tensor]
+
+
+def keep_batch(batch: Batch) -> Batch:
+    """Collate function for datasets whose `__getitems__` returns a finished batch: the identity."""
+    return batch
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost error, on one line: MONAI wraps a reader's error several times."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _load(path: str, transform: Transform, dtype: str, shape: tuple[int, ...] | None) -> np.ndarray:
+    """One image as an array of `dtype`; ValueError with the cause where it cannot be used."""
+    if not os.path.exists(path):
+        raise ValueError("the file does not exist")
+    try:
+        image = transform({"image": path})["image"]
+        pixels = np.asarray(image.detach().cpu() if isinstance(image, torch.Tensor) else image, dtype=np.float32)
+    except Exception as error:
+        raise ValueError(f"it cannot be read as an image ({_cause(error)})") from error
+    if pixels.ndim < 2 or pixels.size == 0:
+        raise ValueError(f"expected a channel-first image after the transform, got shape {pixels.shape}")
+    if shape is not None and pixels.shape != shape:
+        raise ValueError(f"its shape after the transform is {pixels.shape}, but that of the first image is {shape}")
+    low, high = float(pixels.min()), float(pixels.max())
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise ValueError(f"it holds NaN or infinite pixels ({int((~np.isfinite(pixels)).sum())} of {pixels.size})")
+    if low == high:
+        raise ValueError(f"all its pixels are {low:g}")
+    limit = float(np.finfo(dtype).max)
+    if max(-low, high) > limit:
+        raise ValueError(f"its pixels reach {max(-low, high):g}, beyond {dtype}: normalise, or use dtype 'float32'")
+    return pixels.astype(dtype)
+
+
+_worker: dict[str, Any] = {}  # what a forked worker inherits: the transform need not be picklable
+
+
+def _start_worker(job: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    _worker.update(job)
+
+
+def _fill(chunk: range) -> tuple[int, list[tuple[int, str]]]:
+    """Write the images of a chunk into the shared array; (how many were done, the failures)."""
+    failures = []
+    for index in chunk:
+        try:
+            _worker["pixels"][index] = _load(_worker["paths"][index], _worker["transform"], *_worker["expected"])
+        except ValueError as error:
+            failures.append((index, str(error)))
+    return len(chunk), failures
+
+
+def _fill_all(job: dict[str, Any], num_workers: int, progress: bool) -> list[tuple[int, str]]:
+    total = len(job["paths"])
+    chunks = [range(start, min(start + 16, total)) for start in range(0, total, 16)]
+    failures: list[tuple[int, str]] = []
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=total, desc="caching images", unit="img", disable=not progress))
+        results: Iterator[tuple[int, list[tuple[int, str]]]]
+        pool = None
+        if num_workers > 1 and len(chunks) > 1 and "fork" in multiprocessing.get_all_start_methods():
+            context = multiprocessing.get_context("fork")
+            pool = ProcessPoolExecutor(
+                min(num_workers, len(chunks)), mp_context=context, initializer=_start_worker, initargs=(job,)
+            )
+            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+            results = pool.map(_fill, chunks)
+        else:
+            _worker.update(job)
+            stack.callback(_worker.clear)
+            results = map(_fill, chunks)
+        try:
+            for done, failed in results:
+                bar.update(done)
+                failures += failed
+                if len(failures) >= _MAX_FAILURES:
+                    break
+        except BrokenProcessPool:
+            raise RuntimeError(
+                "a worker was killed while caching images, most likely for want of memory: use fewer num_workers"
+            ) from None
+    return failures
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process at a time build a cache file; where locks do not exist, each builds its own and the last wins."""
+    with path.open("w") as file:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _cache_key(paths: Sequence[str], describe: Callable[[int], str], transform_key: str, dtype: str) -> str:
+    digest = hashlib.sha256(json.dumps([CACHE_VERSION, dtype, transform_key]).encode())
+    for index, path in enumerate(paths):
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            raise ValueError(f"{describe(index)}: {path}: the file cannot be opened ({_cause(error)})") from None
+        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _build(
+    paths: Sequence[str],
+    describe: Callable[[int], str],
+    transform: Transform,
+    *,
+    cache_dir: str | os.PathLike[str] | None,
+    transform_key: str,
+    dtype: str,
+    num_workers: int,
+    progress: bool,
+) -> np.ndarray:
+    """`(n, C, *spatial)` pixels of all paths: a read-only memmap of a finished file, or shared memory."""
+    if dtype not in DTYPES:
+        raise ValueError(f"expected dtype to be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if not len(paths):
+        raise ValueError("expected at least one image to cache, got none")
+    key = _cache_key(paths, describe, transform_key, dtype)
+
+    def fill(allocate: Callable[[tuple[int, ...]], np.ndarray]) -> np.ndarray:
+        try:
+            first = _load(paths[0], transform, dtype, None)
+            if not np.array_equal(first, _load(paths[0], transform, dtype, None)):
+                raise ValueError("the transform gave two different results for it: only a deterministic one is cached")
+        except ValueError as error:
+            raise ValueError(f"{describe(0)}: {paths[0]}: {error}") from error.__cause__
+        pixels = allocate((len(paths), *first.shape))
+        job = {"pixels": pixels, "paths": paths, "transform": transform, "expected": (dtype, first.shape)}
+        failures = _fill_all(job, num_workers, progress)
+        if failures:
+            index, cause = min(failures)
+            more = f" (and {len(failures) - 1} more files)" if len(failures) > 1 else ""
+            raise ValueError(f"{describe(index)}: {paths[index]}: {cause}{more}")
+        return pixels
+
+    if cache_dir is None:
+        return fill(
+            lambda shape: np.frombuffer(
+                mmap.mmap(-1, int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype=dtype
+            ).reshape(shape)
+        )
+    folder = Path(cache_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{key}.npy"
+    if not target.exists():
+        with _locked(folder / f".{key}.lock"):
+            if not target.exists():  # built while this process waited for the lock
+                temporary = folder / f".{key}.{os.getpid()}.npy"
+
+                def allocate(shape: tuple[int, ...]) -> np.ndarray:
+                    needed, free = int(np.prod(shape)) * np.dtype(dtype).itemsize, shutil.disk_usage(folder).free
+                    if needed > free:
+                        raise OSError(
+                            f"the image cache needs {needed / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are "
+                            "free: choose another cache_dir, or a smaller image size"
+                        )
+                    return np.lib.format.open_memmap(temporary, mode="w+", dtype=np.dtype(dtype), shape=shape)
+
+                try:
+                    fill(allocate).flush()  # type: ignore[attr-defined]
+                    os.replace(temporary, target)
+                finally:
+                    temporary.unlink(missing_ok=True)
+    return np.load(target, mmap_mode="r")
+
+
+class CachedImages(Dataset):
+    """A dataset whose images went once through a deterministic transform and are then served from memory.
+
+    The pixels of all distinct images stand in one array: a memory-mapped file under `cache_dir`, which processes and
+    later runs share, or anonymous shared memory. With a batch sampler the whole batch is fetched in one operation, so
+    pass `collate_fn=keep_batch` to the `DataLoader`.
+
+    A cache file is named after the image paths, their sizes and times, `transform_key` and `dtype`: anything that
+    changes builds another file. Files of earlier keys are left where they are.
+
+    Args:
+        frame: with a column `image` of paths and one integer column per task.
+        task_names: the columns of the labels, the primary task first.
+        transform: takes `{"image": path}`, returns a mapping whose "image" is `(C, *spatial)`.
+        cache_dir: folder of the cache file; None: kept in memory.
+        transform_key: text that names the transform and its settings; must change when they do.
+        dtype: of the stored pixels, "float16" or "float32".
+        num_workers: processes that build the cache; 0 or 1: none but this one.
+        progress: show a progress bar while the cache is built.
+
+    Attributes:
+        frame: the rows, with a fresh index.
+        labels: `(len, 1+N)` int64.
+        image_shape: `(C, *spatial)`.
+        nbytes: size of the pixels of all distinct images in bytes.
+        rows: `(len,)` position of each item in `images`.
+
+    Raises:
+        ValueError: a missing column, or an image that is missing, unreadable, not finite, constant or of another shape
+            than the first; names the row and the file.
+        OSError: too little space in `cache_dir`.
+
+    Example:
+        >>> import tempfile
+        >>> from torch.utils.data import DataLoader
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     frame = pd.DataFrame({"image": [file.name] * 3, "sick": [0, 1, 1], "sex": [0, 0, 1]})
+        ...     data = CachedImages(frame, ["sick", "sex"], lambda item: {"image": torch.arange(16.0).view(1, 4, 4)},
+        ...                         cache_dir=None, transform_key="ramp")
+        >>> batch = next(iter(DataLoader(data, batch_size=2, collate_fn=keep_batch)))
+        >>> tuple(batch["image"].shape), batch["label"].tolist()
+        ((2, 1, 4, 4), [[0, 0], [1, 0]])
+    """
+
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        task_names: Sequence[str],
+        transform: Transform,
+        *,
+        cache_dir: str | os.PathLike[str] | None,
+        transform_key: str,
+        dtype: str = "float16",
+        num_workers: int = 2,
+        progress: bool = True,
+    ) -> None:
+        _check_columns(frame, task_names, "frame")
+        rows, paths = pd.factorize(frame["image"])
+        first_row = pd.Series(rows).drop_duplicates().index
+        self._pixels = _build(
+            list(paths),
+            lambda index: f"row {frame.index[first_row[index]]}",
+            transform,
+            cache_dir=cache_dir,
+            transform_key=transform_key,
+            dtype=dtype,
+            num_workers=num_workers,
+            progress=progress,
+        )
+        self._set_rows(frame, task_names, rows)
+
+    def _set_rows(self, frame: pd.DataFrame, task_names: Sequence[str], rows: np.ndarray) -> None:
+        self.frame = frame.reset_index(drop=True)
+        self.task_names = list(task_names)
+        self.labels = frame[self.task_names].to_numpy(dtype=np.int64)
+        self.rows = np.asarray(rows, dtype=np.int64)
+
+    @property
+    def images(self) -> np.ndarray:
+        """`(distinct images, C, *spatial)` stored pixels, shared by all subsets; item i stands at `rows[i]`."""
+        return self._pixels
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape `(C, *spatial)` of one image."""
+        return tuple(self._pixels.shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        """Size of `images` in bytes."""
+        return int(self._pixels.nbytes)
+
+    def subset(self, rows: pd.DataFrame | Sequence[int] | np.ndarray) -> CachedImages:
+        """A dataset of other rows on the same pixels.
+
+        Args:
+            rows: indices of items of this dataset, or a frame of images that are all in it (its labels are used).
+
+        Returns:
+            A dataset that shares `images`.
+
+        Raises:
+            ValueError: a frame that lists an image which is not cached here, or lacks a task's column.
+
+        Example:
+            `half = data.subset(range(0, len(data), 2))`
+        """
+        view = CachedImages.__new__(CachedImages)
+        view._pixels = self._pixels
+        if isinstance(rows, pd.DataFrame):
+            _check_columns(rows, self.task_names, "frame")
+            known = pd.Series(self.rows, index=self.frame["image"].to_numpy())
+            known = known[~known.index.duplicated()]
+            missing = ~rows["image"].isin(known.index)
+            if missing.any():
+                raise ValueError(f"{int(missing.sum())} images are not cached, the first is {rows['image'][missing].iloc[0]}")
+            view._set_rows(rows, self.task_names, known.loc[rows["image"]].to_numpy())
+        else:
+            picked = np.asarray(rows, dtype=np.int64)
+            view._set_rows(self.frame.iloc[picked], self.task_names, self.rows[picked])
+        return view
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        image = torch.from_numpy(np.array(self._pixels[self.rows[index]], dtype=np.float32))
+        return {"image": image, "label": torch.from_numpy(self.labels[index].copy())}
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The batch of these items: "image" `(B, C, *spatial)` float32 and "label" `(B, 1+N)` int64."""
+        picked = np.asarray(indices, dtype=np.int64)
+        images = torch.from_numpy(np.asarray(self._pixels[self.rows[picked]])).float()
+        return {"image": images, "label": torch.from_numpy(self.labels[picked])}
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if isinstance(self._pixels, np.memmap):
+            state["_pixels"] = str(self._pixels.filename)  # a memmap pickles as a copy of the whole file
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self._pixels, str):
+            self._pixels = np.load(self._pixels, mmap_mode="r")
+
+
+def _check_columns(frame: pd.DataFrame, task_names: Sequence[str], what: str) -> None:
+    if missing := [name for name in ("image", *task_names) if name not in frame.columns]:
+        raise ValueError(f"expected {what} to have the columns image and {', '.join(task_names)}, got no {missing[0]!r}")
+    if not len(frame):
+        raise ValueError(f"expected {what} to have at least one row, got none")
+
+
+def cache_subsets(
+    subsets: Mapping[str, pd.DataFrame],
+    task_names: Sequence[str],
+    transform: Transform,
+    *,
+    cache_dir: str | os.PathLike[str] | None,
+    transform_key: str,
+    dtype: str = "float16",
+    num_workers: int = 2,
+    progress: bool = True,
+) -> dict[str, CachedImages]:
+    """Cache the union of several subsets' images, each decoded once, and give one dataset per subset.
+
+    Args:
+        subsets: name to frame, as `make_subsets` returns them.
+        task_names: see `CachedImages`, as are the other arguments.
+        transform: takes `{"image": path}`, returns a mapping whose "image" is `(C, *spatial)`.
+        cache_dir: folder of the cache file; None: kept in memory.
+        transform_key: text that names the transform and its settings.
+        dtype: of the stored pixels.
+        num_workers: processes that build the cache.
+        progress: show a progress bar while the cache is built.
+
+    Returns:
+        Subset name to dataset; all share one array of pixels.
+
+    Raises:
+        ValueError: as `CachedImages`; names the subset and row of the first occurrence.
+
+    Example:
+        `data = cache_subsets(make_subsets(frame, tasks), ["sick", "sex"], transform, cache_dir=".cache", transform_key="v1")`
+    """
+    if not subsets:
+        raise ValueError("expected at least one subset, got none")
+    for name, frame in subsets.items():
+        _check_columns(frame, task_names, f"subset {name!r}")
+    union = pd.concat([frame[["image", *task_names]] for frame in subsets.values()], ignore_index=True)
+    origin = pd.Series([f"subset {name!r}, row {row}" for name, frame in subsets.items() for row in frame.index])
+    first = ~union["image"].duplicated()
+    whole = CachedImages(
+        # The key must not depend on which subset lists an image first, so the images are sorted.
+        union[first].set_index(origin[first].to_numpy()).sort_values("image"),
+        task_names,
+        transform,
+        cache_dir=cache_dir,
+        transform_key=transform_key,
+        dtype=dtype,
+        num_workers=num_workers,
+        progress=progress,
+    )
+    return {name: whole.subset(frame) for name, frame in subsets.items()}
+
+
+def select_subset(data: Mapping[str, CachedImages], name: str) -> CachedImages:
+    """One dataset of those that `cache_subsets` returns, by name; for bundle configs.
+
+    Args:
+        data: name to dataset.
+        name: of the dataset.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in data:
+        raise ValueError(f"expected the name of a subset, one of {', '.join(data)}, got {name!r}")
+    return data[name]

@@ -1,0 +1,90 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Write a generated cohort into a folder once, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+MARKER_NAME = "cohort.json"
+
+
+def _is_published(folder: Path, marker: Mapping[str, Any]) -> bool:
+    """True where `folder` holds the cohort of `marker`, False where it is free to write; raises for anything else."""
+    if not os.path.lexists(folder):
+        return False
+    if not folder.is_dir():
+        raise ValueError(f"expected {folder} to be a folder or not to exist, but it is a file: choose another folder")
+    marker_file = folder / MARKER_NAME
+    if not marker_file.exists():
+        if any(folder.iterdir()):
+            raise ValueError(
+                f"{folder} holds other files and no {MARKER_NAME}, so no cohort is written there: "
+                "choose another folder, or empty this one"
+            )
+        return False
+    try:
+        found = json.loads(marker_file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{marker_file} is not a cohort marker (a JSON object): choose another folder")
+    differing = sorted(key for key in {*found, *marker} if found.get(key) != marker.get(key))
+    if differing:
+        listed = ", ".join(f"{key}: expected {marker.get(key)!r}, found {found.get(key)!r}" for key in differing)
+        raise ValueError(
+            f"{folder} holds a cohort made with other settings ({listed}): choose another folder, or remove this one"
+        )
+    return True
+
+
+def publish_folder(folder: str | os.PathLike[str], marker: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+    """Fill `folder` by `write`, unless it already holds the complete cohort that `marker` describes.
+
+    `write` gets an empty temporary folder beside `folder`; when it returns, the marker is added as `cohort.json` and the
+    whole is renamed in one step. A folder with a marker is therefore always complete, an interrupted run leaves nothing
+    at `folder`, and of two processes that write at once one wins and both go on with the same files.
+
+    Args:
+        folder: where the cohort stands in the end; must be absent, empty, or hold the same cohort.
+        marker: what makes this cohort this one (version, seed, scale, ...); JSON values only.
+        write: fills the folder it is given.
+
+    Returns:
+        `folder` as a resolved absolute path.
+
+    Raises:
+        ValueError: `folder` is a file, holds other files, or a cohort with another marker. Nothing is ever removed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     made = publish_folder(root + "/a", {"seed": 0}, lambda new: (new / "x.txt").touch())
+        ...     sorted(path.name for path in made.iterdir())
+        ['cohort.json', 'x.txt']
+    """
+    target = Path(folder).resolve()
+    marker = json.loads(json.dumps(marker))  # as it reads back: tuples become lists
+    if _is_published(target, marker):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        new = temporary / "cohort"  # a fresh folder: mkdtemp's own is closed to other users
+        new.mkdir()
+        write(new)
+        (new / MARKER_NAME).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+        try:
+            os.rename(new, target)
+        except OSError:
+            if not _is_published(target, marker):  # another process may have finished first
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target

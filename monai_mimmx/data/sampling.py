@@ -1,0 +1,51 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""How training batches are drawn from a subset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import RandomSampler, Sampler, WeightedRandomSampler
+
+from monai_mimmx.data.splits import balanced_weights
+
+__all__ = ["make_sampler"]
+
+
+def make_sampler(
+    labels: np.ndarray,
+    num_classes: Sequence[int],
+    sampling: str,
+    *,
+    seed: int = 0,
+    task_names: Sequence[str] | None = None,
+) -> Sampler[int]:
+    """
+    The sampler of an epoch over the training subset, as many draws as it has rows.
+
+    Args:
+        labels: class indices `(n, 1 + N)`, the primary task first.
+        num_classes: classes of each task.
+        sampling: ``"correlated"``, every row once in random order; or ``"balanced"``, every (y, z) cell
+            equally likely, with replacement.
+        seed: of the sampler's own generator.
+        task_names: names for messages.
+
+    Raises:
+        ValueError: for an unknown ``sampling``, or a balanced one when a cell is empty.
+
+    Example:
+        >>> sampler = make_sampler(np.array([[0, 0], [1, 1]] * 9 + [[0, 1], [1, 0]]), (2, 2), "balanced")
+        >>> len(list(sampler))
+        20
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if sampling == "correlated":
+        return RandomSampler(labels, generator=generator)
+    if sampling == "balanced":
+        weights = balanced_weights(labels, num_classes, task_names=task_names)
+        return WeightedRandomSampler(weights.tolist(), len(labels), replacement=True, generator=generator)
+    raise ValueError(f"sampling must be 'correlated' or 'balanced', got {sampling!r}.")

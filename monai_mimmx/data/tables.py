@@ -1,0 +1,415 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""From a table of images and attributes to class indices: one rule per class, every excluded row counted."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+PARTITIONS = ("train", "val", "test")
+RESERVED_NAMES = ("image", "subject", "split")
+BLANKS = ("", "nan", "NaN", "NA", "N/A", "n/a", "<NA>")
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_COMPARISON = re.compile(rf"\s*(<=|>=|<|>)\s*({_NUMBER})\s*")
+_RANGE = re.compile(rf"\s*({_NUMBER})\s*-\s*({_NUMBER})\s*")
+_PLAIN_NUMBER = re.compile(_NUMBER)
+_RULE_HELP = 'a list of values such as ["Female"], a comparison such as "< 51", or an inclusive range such as "51 - 57"'
+_MAX_LISTED = 20
+
+
+def _value_key(value: Any) -> str:
+    """The form in which values are compared: stripped text, and one spelling for equal numbers (1, 1.0, "1.0")."""
+    text = str(value).strip()
+    return repr(float(text) + 0.0) if _PLAIN_NUMBER.fullmatch(text) else text
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which values of a column belong to a class: listed values, or an interval of numbers.
+
+    Attributes:
+        text: the rule as it was written, for messages.
+        values: keys of the listed values; empty for an interval.
+        low: lower end of the interval, itself included if `low_included`.
+        high: upper end of the interval, itself included if `high_included`.
+    """
+
+    text: str
+    values: frozenset[str] = frozenset()
+    low: float = math.inf
+    high: float = -math.inf
+    low_included: bool = True
+    high_included: bool = True
+
+    @property
+    def is_interval(self) -> bool:
+        """True for a comparison or a range, False for a list of values."""
+        return not self.values
+
+    def contains(self, numbers: np.ndarray) -> np.ndarray:
+        """Mask of the numbers inside the interval; NaN is outside, and a list of values contains none."""
+        above = numbers >= self.low if self.low_included else numbers > self.low
+        below = numbers <= self.high if self.high_included else numbers < self.high
+        return above & below
+
+    def overlaps(self, other: Rule) -> bool:
+        """True where some value would satisfy both rules."""
+        if not self.is_interval and not other.is_interval:
+            return bool(self.values & other.values)
+        if self.is_interval and other.is_interval:
+            first, second = sorted((self, other), key=lambda rule: (rule.low, not rule.low_included))
+            touching = first.high == second.low and first.high_included and second.low_included
+            return first.high > second.low or touching
+        interval, listed = (self, other) if self.is_interval else (other, self)
+        numbers = [float(value) for value in listed.values if _PLAIN_NUMBER.fullmatch(value)]
+        return bool(interval.contains(np.array(numbers, dtype=float)).any())
+
+
+@dataclass(frozen=True)
+class Task:
+    """A label that a network predicts: which column it stands in, and which values make which class.
+
+    Attributes:
+        name: the task's name, also its column in the frame of `read_table`.
+        column: the column of the table.
+        classes: one `Rule` per class, in the order of the class indices.
+    """
+
+    name: str
+    column: str
+    classes: tuple[Rule, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the task has."""
+        return len(self.classes)
+
+    @property
+    def class_names(self) -> list[str]:
+        """A name per class for pictures: the interval, or the listed values."""
+        return [rule.text if rule.is_interval else " / ".join(sorted(rule.values)) for rule in self.classes]
+
+
+def _parse_rule(rule: Any, where: str) -> Rule:
+    if isinstance(rule, str):
+        if match := _COMPARISON.fullmatch(rule):
+            bound, included = float(match[2]), "=" in match[1]
+            if match[1].startswith("<"):
+                return Rule(rule, low=-math.inf, high=bound, high_included=included)
+            return Rule(rule, low=bound, high=math.inf, low_included=included)
+        if match := _RANGE.fullmatch(rule):
+            low, high = float(match[1]), float(match[2])
+            if low > high:
+                raise ValueError(f"{where}: expected a range from low to high, got {rule!r}")
+            return Rule(rule, low=low, high=high)
+    elif isinstance(rule, Iterable) and not isinstance(rule, Mapping):
+        values = list(rule)
+        if not values:
+            raise ValueError(f"{where}: expected at least one value, got an empty list")
+        if any(not isinstance(value, str | int | float | np.number) for value in values):
+            raise ValueError(f"{where}: expected a list of texts and numbers, got {values!r}")
+        keys = frozenset(_value_key(value) for value in values)
+        if blank := keys & {*BLANKS}:
+            raise ValueError(f"{where}: a blank counts as missing and cannot be listed, got {sorted(blank)[0]!r}")
+        return Rule(repr(values), values=keys)
+    raise ValueError(f"{where}: expected {_RULE_HELP}, got {rule!r}")
+
+
+def _parse_task(task: Any, position: int) -> Task:
+    if not isinstance(task, Mapping):
+        raise TypeError(f"tasks[{position}]: expected a mapping with name, column and classes, got {task!r}")
+    where = f"tasks[{position}] ({task.get('name', 'no name')!r})"
+    if unknown := sorted({*map(str, task)} - {"name", "column", "negative", "positive", "classes"}):
+        raise ValueError(f"{where}: expected name, column and negative, positive or classes, got unknown key {unknown}")
+    for key in ("name", "column"):
+        if not isinstance(task.get(key), str) or not task[key].strip():
+            raise ValueError(f"{where}: expected {key!r} to be a text, got {task.get(key)!r}")
+    if "classes" in task:
+        if "negative" in task or "positive" in task:
+            raise ValueError(f"{where}: expected either 'classes' or 'negative' and 'positive', got both")
+        if not isinstance(task["classes"], Sequence) or isinstance(task["classes"], str):
+            raise ValueError(f"{where}: expected 'classes' to be a list of rules, got {task['classes']!r}")
+        rules = list(task["classes"])
+    else:
+        if missing := [key for key in ("negative", "positive") if key not in task]:
+            raise ValueError(f"{where}: expected 'negative' and 'positive' (or 'classes'), got no {missing[0]!r}")
+        rules = [task["negative"], task["positive"]]
+    if len(rules) < 2:
+        raise ValueError(f"{where}: expected 2 or more classes, got {len(rules)}")
+    parsed = tuple(_parse_rule(rule, f"{where}, class {index}") for index, rule in enumerate(rules))
+    for index, rule in enumerate(parsed):
+        for other in parsed[:index]:
+            if rule.overlaps(other):
+                raise ValueError(f"{where}: the rules {other.text} and {rule.text} overlap: a value may match one only")
+    return Task(name=task["name"].strip(), column=task["column"].strip(), classes=parsed)
+
+
+def parse_tasks(tasks: Sequence[Mapping[str, Any] | Task]) -> list[Task]:
+    """Read task descriptions; the first is the primary task y, the others are the spurious factors z_1..z_N.
+
+    Args:
+        tasks: mappings `{"name", "column", "negative", "positive"}` or `{"name", "column", "classes": [rule, ...]}`.
+            A rule is a list of values (compared as stripped text; equal numbers match however they are written), a
+            comparison (`"< 51"`, `"<= 50"`, `"> 57"`, `">= 60"`) or an inclusive range (`"51 - 57"`).
+            `Task` objects pass through.
+
+    Returns:
+        One `Task` each, in the same order.
+
+    Raises:
+        TypeError: an entry is no mapping.
+        ValueError: unknown or missing keys, no spurious factor, a name used twice or reserved, a rule that cannot be
+            read, fewer than 2 classes, or two rules of a task that share a value.
+
+    Example:
+        >>> tasks = parse_tasks([
+        ...     {"name": "age_group", "column": "age", "negative": "< 51", "positive": "> 57"},
+        ...     {"name": "sex", "column": "sex", "negative": ["F"], "positive": ["M"]},
+        ... ])
+        >>> [(task.name, task.num_classes) for task in tasks]
+        [('age_group', 2), ('sex', 2)]
+    """
+    if isinstance(tasks, str | Mapping):
+        raise TypeError(f"expected a list of tasks, got {tasks!r}")
+    parsed = [task if isinstance(task, Task) else _parse_task(task, index) for index, task in enumerate(tasks)]
+    if len(parsed) < 2:
+        raise ValueError(f"expected a primary task and one or more spurious factors, got {len(parsed)} task(s)")
+    seen: set[str] = set()
+    for index, task in enumerate(parsed):
+        if task.name in seen:
+            raise ValueError(f"expected every task to have its own name, got {task.name!r} twice")
+        if task.name in RESERVED_NAMES:
+            raise ValueError(f"the name {task.name!r} is reserved ({', '.join(RESERVED_NAMES)}): rename the task")
+        if index and task.name == "y":
+            raise ValueError("the name 'y' stands for the primary task: rename the spurious factor")
+        seen.add(task.name)
+    return parsed
+
+
+def _read_columns(path: Path, required: Sequence[str], optional: Sequence[str]) -> pd.DataFrame:
+    """The wanted columns as stripped text, blanks as NA; the index is the row's line in the file (for short records)."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no table at {path}: expected a CSV file (check dataset_dir or the path)")
+    try:
+        header = [str(name).strip() for name in pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns]
+        if missing := [name for name in required if name not in header]:
+            raise ValueError(
+                f"{path} has no column {', '.join(map(repr, missing))}: it has {', '.join(map(repr, header))}"
+                + (" (is the separator a comma?)" if len(header) == 1 else "")
+            )
+        wanted = {*required, *optional}
+        frame = pd.read_csv(
+            path,
+            dtype=str,
+            usecols=lambda name: name.strip() in wanted,
+            keep_default_na=False,
+            na_values=list(BLANKS),
+            skip_blank_lines=False,
+            encoding="utf-8-sig",
+        )
+    except pd.errors.EmptyDataError:
+        raise ValueError(f"{path} is empty: expected a header and one row per image") from None
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+    frame.columns = [str(name).strip() for name in frame.columns]
+    frame.index = pd.RangeIndex(2, len(frame) + 2)  # the header is line 1
+    for name in frame.columns:
+        stripped = frame[name].str.strip()
+        frame[name] = stripped.mask(stripped == "")
+    frame = frame.dropna(how="all")
+    if frame.empty:
+        raise ValueError(f"{path} is empty: it has a header and no rows")
+    return frame
+
+
+def _classify(values: pd.Series, task: Task, path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Class index per row (-1: blank, -2: no rule), and masks of the rows that no rule covers, by reason."""
+    codes, uniques = pd.factorize(values)  # blanks get the code -1
+    texts = np.asarray(uniques, dtype=object)
+    keys = [_value_key(text) for text in texts]
+    class_of_key = {key: index for index, rule in enumerate(task.classes) for key in rule.values}
+    class_of = np.array([class_of_key.get(key, -2) for key in keys] + [-1], dtype=np.int64)
+    has_interval = any(rule.is_interval for rule in task.classes)
+    numbers = np.array([float(key) if _PLAIN_NUMBER.fullmatch(key) else np.nan for key in keys] + [np.nan])
+    if has_interval:
+        is_text = np.isnan(numbers) & (class_of == -2)
+        if is_text.any():
+            row = int(np.flatnonzero(is_text[codes])[0])
+            rule = next(rule.text for rule in task.classes if rule.is_interval)
+            raise ValueError(
+                f"{path}, line {values.index[row]}, column {task.column!r}: the rule {rule!r} of task {task.name!r} "
+                f"compares numbers, but the value is {values.iloc[row]!r}: write a number, leave it blank, or use a "
+                "list of values as the rule"
+            )
+        for index, rule in enumerate(task.classes):
+            if rule.is_interval:
+                class_of[rule.contains(numbers)] = index
+    classes = class_of[codes]
+    counts = np.bincount(classes[classes >= 0], minlength=task.num_classes)
+    if not counts.all():
+        rule = task.classes[int(np.flatnonzero(counts == 0)[0])]
+        common = values.value_counts()
+        listed = ", ".join(f"{value!r} ({count})" for value, count in common.head(8).items())
+        raise ValueError(
+            f"{path}, column {task.column!r}: the rule {rule.text} of task {task.name!r} matches no row; the column "
+            f"holds {listed or 'only blanks'}{', ...' if len(common) > 8 else ''}"
+        )
+    uncovered = classes == -2
+    if not uncovered.any():
+        return classes, {}
+    if has_interval:
+        outside = numbers[np.unique(codes[uncovered])]
+        return classes, {f"{task.name} matches no rule ({outside.min():g} to {outside.max():g})": uncovered}
+    row_counts = np.bincount(codes[uncovered], minlength=len(texts))
+    listed_codes = [int(code) for code in np.argsort(-row_counts, kind="stable")[:_MAX_LISTED] if row_counts[code]]
+    reasons = {f"{task.name}={texts[code]!r} matches no rule": codes == code for code in listed_codes}
+    others = uncovered & ~np.isin(codes, listed_codes)
+    if others.any():
+        reasons[f"{task.name} matches no rule (other values)"] = others
+    return classes, reasons
+
+
+def _check_images_exist(images: Sequence[str], path: Path) -> None:
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for image in dict.fromkeys(images):
+        by_folder[os.path.dirname(image)].append(image)
+    missing: list[str] = []
+    for folder, files in by_folder.items():
+        if len(files) < 8:
+            missing += [file for file in files if not os.path.exists(file)]
+            continue
+        try:
+            present = set(os.listdir(folder))  # one call for a whole folder, where one stat per file takes seconds
+        except OSError:
+            present = set()
+        missing += [file for file in files if os.path.basename(file) not in present]
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise FileNotFoundError(
+            f"{path}: {len(missing)} of {len(images)} image files do not exist: {shown} "
+            "(relative paths are taken from the table's folder; set image_root to change that)"
+        )
+
+
+def read_table(
+    path: str | os.PathLike[str],
+    tasks: Sequence[Task | Mapping[str, Any]],
+    *,
+    image_column: str = "image",
+    subject_column: str = "subject",
+    split_column: str = "split",
+    image_root: str | os.PathLike[str] | None = None,
+    check_images: bool = True,
+) -> pd.DataFrame:
+    """Read a CSV table and turn its attribute columns into class indices.
+
+    Rows whose primary label is blank, and rows where a value matches none of its task's rules, are excluded; a row
+    counts under the first reason, in the order of the tasks. A blank spurious factor becomes -1 and stays.
+
+    Args:
+        path: the CSV file, UTF-8, comma separated, with a header.
+        tasks: what `parse_tasks` takes or returns; the first is the primary task.
+        image_column: column of the image files, absolute or relative to `image_root`.
+        subject_column: column of the subject (patient) each image belongs to.
+        split_column: column that says `train`, `val` or `test`; need not exist.
+        image_root: folder that relative image paths start from; None: the table's folder.
+        check_images: raise for image files that do not exist.
+
+    Returns:
+        A frame with the columns `image` (absolute path), `subject`, `split` (where the table has it) and one integer
+        column per task. `frame.attrs["excluded"]` maps each reason for an exclusion to its number of rows.
+
+    Raises:
+        FileNotFoundError: no table, or missing image files.
+        ValueError: an empty or unreadable table, a missing column, text where a rule compares numbers, a rule that
+            matches nobody, fewer than 2 classes left, a blank image or subject, an unknown split, a subject in two
+            splits, or an image that belongs to two subjects.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     table = pathlib.Path(root) / "labels.csv"
+        ...     _ = table.write_text("image,subject,age,sex\\na.png,1,40,F\\nb.png,2,60,M\\nc.png,3,55,M\\n")
+        ...     frame = read_table(table, [
+        ...         {"name": "age", "column": "age", "negative": "< 51", "positive": "> 57"},
+        ...         {"name": "sex", "column": "sex", "negative": ["F"], "positive": ["M"]},
+        ...     ], check_images=False)
+        >>> frame[["age", "sex"]].to_numpy().tolist(), frame.attrs["excluded"]
+        ([[0, 0], [1, 1]], {'age matches no rule (55 to 55)': 1})
+    """
+    path = Path(path).expanduser().absolute()
+    parsed = parse_tasks(tasks)
+    required = list(dict.fromkeys([image_column, subject_column, *(task.column for task in parsed)]))
+    table = _read_columns(path, required, [split_column])
+    for column in (image_column, subject_column):
+        if table[column].isna().any():
+            line = table.index[table[column].isna()][0]
+            raise ValueError(f"{path}, line {line}: column {column!r} is blank: every row needs one")
+
+    keep = np.ones(len(table), dtype=bool)
+    excluded: dict[str, int] = {}
+    labels: dict[str, np.ndarray] = {}
+    for index, task in enumerate(parsed):
+        labels[task.name], reasons = _classify(table[task.column], task, path)
+        if index == 0:
+            reasons = {f"{task.name} is blank": labels[task.name] == -1, **reasons}
+        for reason, rows in reasons.items():
+            if count := int((rows & keep).sum()):
+                excluded[reason] = count
+                keep &= ~rows
+    summary = f"{path}: {int(keep.sum())} of {len(table)} rows kept" + (f", excluded: {excluded}" if excluded else "")
+    if not keep.any():
+        raise ValueError(f"{summary}; every row is excluded: check the rules of the tasks")
+    for task in parsed:
+        left = np.unique(labels[task.name][keep & (labels[task.name] >= 0)])
+        if len(left) < 2:
+            classes = ", ".join(task.classes[index].text for index in left) or "none"
+            raise ValueError(f"{summary}; expected 2 or more classes of {task.name!r} among them, found {classes}")
+    table = table[keep]
+
+    root = str(path.parent if image_root is None else Path(image_root).expanduser().absolute())
+    images = [os.path.normpath(os.path.join(root, image)) for image in table[image_column]]
+    frame = pd.DataFrame({"image": images, "subject": table[subject_column].to_numpy()})
+    if frame["image"].duplicated().any():
+        owners = frame.drop_duplicates().loc[lambda pairs: pairs["image"].duplicated(keep=False)]
+        if len(owners):
+            image = owners["image"].iloc[0]
+            subjects = owners.loc[owners["image"] == image, "subject"].tolist()
+            raise ValueError(f"{path}: {image} belongs to two subjects, {subjects[0]!r} and {subjects[1]!r}")
+    if split_column in table.columns:
+        split = table[split_column]
+        if (wrong := ~split.isin(PARTITIONS)).any():
+            line = table.index[wrong][0]
+            raise ValueError(
+                f"{path}, line {line}, column {split_column!r}: expected train, val or test, got {split[line]!r}"
+            )
+        frame["split"] = split.to_numpy()
+        pairs = frame[["subject", "split"]].drop_duplicates()
+        if (twice := pairs["subject"].duplicated()).any():
+            subject = pairs["subject"][twice].iloc[0]
+            splits = pairs.loc[pairs["subject"] == subject, "split"].tolist()
+            raise ValueError(
+                f"{path}: subject {subject!r} stands in the splits {' and '.join(map(repr, splits))} "
+                f"({int(twice.sum())} such): give each subject one split, or drop the column {split_column!r}"
+            )
+    for task in parsed:
+        frame[task.name] = labels[task.name][keep]
+    if check_images:
+        _check_images_exist(images, path)
+    frame.attrs["excluded"] = excluded
+    logger.info(summary)
+    return frame

@@ -1,0 +1,38 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Batches for the engines, augmented as a whole on their device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from monai.engines import PrepareBatch, default_prepare_batch
+from torch import Tensor
+
+__all__ = ["PrepareAugmentedBatch"]
+
+
+class PrepareAugmentedBatch(PrepareBatch):
+    """
+    MONAI's default preparation, then an augmentation of the image batch on the device.
+
+    Args:
+        augment: image batch `(B, C, *spatial)` to the augmented batch, such as
+            :class:`~monai_mimmx.transforms.RandBatchAugment`.
+    """
+
+    def __init__(self, augment: Callable[[Tensor], Tensor]) -> None:
+        self.augment = augment
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Tensor],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Batch to (image, label) on ``device``."""
+        image, label = default_prepare_batch(batchdata, device, non_blocking, **kwargs)  # type: ignore[arg-type, misc]
+        return self.augment(image), label  # type: ignore[return-value, arg-type]

@@ -1,0 +1,279 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer of MIMM-X: encoder steps against a dependence estimate that is itself trained in between."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.utils.enums import CommonKeys as Keys
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+__all__ = ["MIMMXTrainer"]
+
+
+class MIMMXTrainer(SupervisedTrainer):
+    r"""
+    A :class:`~monai.engines.SupervisedTrainer` that minimises
+
+    .. math:: \gamma_0 L_0 + \sum_i \gamma_i L_i + \lambda \sum_i w_i \, I(f_y; f_{z_i})
+
+    For every encoder batch: one forward pass; ``n_b`` ascent steps of the estimator on detached features; then one
+    descent step of the network with the estimator frozen. The weights w_i are the batch means of the Confounder
+    Attention Weighter (``weighter``) or uniform, and sum to 1; they are constants in the descent.
+
+    The weighter in its "terms" reading must not win by looking away from the factor that leaks: it is trained with
+    the estimator, to MAXIMISE sum_i w_i I_i plus ``attention_temperature`` times the entropy of its weights, which
+    draws it to the factors with the highest estimate.
+
+    Args:
+        device: where to train.
+        max_epochs: number of epochs.
+        train_data_loader: batches for ``prepare_batch``.
+        network: called through the inferer as ``network(image, return_features=True)``, giving logits, features
+            `(B, 1 + N, D)` and attention `(B, N)`, such as :class:`~monai_mimmx.networks.MIMMXNet`.
+        optimizer: of the network.
+        loss_function: logits and labels to the tasks' losses `(1 + N,)`, such as
+            :class:`~monai_mimmx.losses.MultiTaskCrossEntropy` with ``reduction="none"``.
+        task_names: keys of the outputs (``loss_<name>`` ..), the primary task first.
+        loss_scaling: the tasks' losses to their factors gamma, such as
+            :class:`~monai_mimmx.handlers.DynamicLossScaling`; ``None`` for 1.
+        dependence: f_y, f_z and y to dependence terms, such as :class:`~monai_mimmx.losses.BlockMutualInformation`;
+            ``None`` for none.
+        dependence_optimizer: of the dependence term's parameters (and the weighter's, if given); ``None`` when it has
+            none.
+        weighter: f_y and f_z to weights `(B, N)` over the dependence terms; ``None`` for uniform ones.
+        attend_features: the network multiplies f_z by its attention ("features" reading): the estimator sees f_z so
+            weighted too, with the attention as a constant.
+        lambda_mi: weight of the dependence term, 0 or more.
+        lambda_warmup: epochs over which ``lambda_mi`` rises linearly from 0.
+        n_b: estimator steps per encoder batch, 1 or more.
+        feature_batches: estimator steps draw on the detached features of this many latest batches, and need no
+            encoder pass. 0: each estimator step encodes a fresh batch, as the method is written in the literature.
+        detach_z: only f_y pays for the dependence; otherwise its gradient reaches f_z too.
+        attention_temperature: weight of the entropy in the weighter's objective, in nats, above 0.
+        max_grad_norm: the network's gradient norm is clipped to this; ``None`` for no clipping.
+        kwargs: the other arguments of :class:`~monai.engines.SupervisedTrainer`; ``accumulation_steps`` must stay 1.
+
+    The output of an iteration holds image, label, pred and, as scalars, loss, ``loss_<task>``, ``gamma_<task>``, and
+    with a dependence term ``mi`` (the weighted sum), ``mi_<factor>`` per term, ``lambda`` and ``attention_<factor>``.
+
+    Raises:
+        ValueError: for options out of range or that contradict each other.
+        FloatingPointError: in training, when the loss is not finite; the step is not taken.
+
+    Reference:
+        Fay et al., MIMM-X: Disentangling Spurious Correlations for Medical Image Analysis, 2025.
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device,
+        max_epochs: int,
+        train_data_loader: Iterable,
+        network: nn.Module,
+        optimizer: Optimizer,
+        loss_function: Callable[[Tensor, Tensor], Tensor],
+        *,
+        task_names: Sequence[str],
+        loss_scaling: Callable[[Tensor], Tensor] | None = None,
+        dependence: nn.Module | None = None,
+        dependence_optimizer: Optimizer | None = None,
+        weighter: nn.Module | None = None,
+        attend_features: bool = False,
+        lambda_mi: float = 1.0,
+        lambda_warmup: int = 5,
+        n_b: int = 6,
+        feature_batches: int = 2,
+        detach_z: bool = True,
+        attention_temperature: float = 0.5,
+        max_grad_norm: float | None = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        if not lambda_mi >= 0:
+            raise ValueError(f"lambda_mi must be 0 or more, got {lambda_mi}.")
+        if n_b < 1:
+            raise ValueError(f"n_b, the estimator steps per encoder batch, must be 1 or more, got {n_b}.")
+        if lambda_warmup < 0 or feature_batches < 0:
+            raise ValueError(
+                f"lambda_warmup and feature_batches must be 0 or more, got {lambda_warmup} and {feature_batches}."
+            )
+        if attention_temperature <= 0:
+            raise ValueError(f"attention_temperature must be above 0, got {attention_temperature}.")
+        if kwargs.get("accumulation_steps", 1) != 1:
+            raise ValueError("accumulation_steps must be 1: the estimator is trained between encoder steps.")
+        has_parameters = dependence is not None and any(True for _ in dependence.parameters())
+        if has_parameters and dependence_optimizer is None:
+            raise ValueError("a dependence term with parameters needs dependence_optimizer to train them.")
+        if weighter is not None and attend_features:
+            raise ValueError("attention weighs either the dependence terms (weighter) or the features, not both.")
+        self.task_names = tuple(task_names)
+        factors = self.task_names[1:]
+        if dependence is not None:
+            groups = getattr(dependence, "groups", [(i,) for i in getattr(dependence, "factors", range(len(factors)))])
+            self.term_names = tuple("+".join(factors[i] for i in group) for group in groups)
+            if weighter is not None and self.term_names != factors:
+                raise ValueError(
+                    f"attention over the dependence terms needs one term per factor {list(factors)}, got "
+                    f"{list(self.term_names)}; use estimator 'per_factor', or caw 'features' or false."
+                )
+        else:
+            self.term_names = ()
+        self.loss_scaling = loss_scaling
+        self.dependence, self.dependence_optimizer = dependence, dependence_optimizer
+        self.weighter, self.attend_features = weighter, attend_features
+        self.lambda_mi, self.lambda_warmup, self.n_b = lambda_mi, lambda_warmup, n_b
+        self.detach_z, self.attention_temperature, self.max_grad_norm = detach_z, attention_temperature, max_grad_norm
+        self.feature_batches = feature_batches
+        self._features: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=max(feature_batches, 1))
+        self._fresh_batches: Iterator | None = None
+        super().__init__(device, max_epochs, train_data_loader, network, optimizer, loss_function, **kwargs)
+
+    def current_lambda(self) -> float:
+        """The weight of the dependence term in the current epoch."""
+        if self.lambda_warmup == 0:
+            return self.lambda_mi
+        return self.lambda_mi * min(1.0, (self.state.epoch - 1) / self.lambda_warmup)
+
+    def _blocks(self, features: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+        """f_y `(B, D)` and f_z `(B, N, D)` as the estimator sees them."""
+        f_y, f_z = features[:, 0], features[:, 1:]
+        if self.attend_features:
+            f_z = f_z * (attention.detach() * attention.shape[1]).unsqueeze(-1)
+        return f_y, f_z
+
+    def _terms(self, features: Tensor, attention: Tensor, labels: Tensor, detach_z: bool) -> Tensor:
+        """The dependence terms of the samples whose primary label is known."""
+        f_y, f_z = self._blocks(features.float(), attention.float())
+        y = labels[:, 0]
+        known = y >= 0
+        if not bool(known.all()):
+            f_y, f_z, y = f_y[known], f_z[known], y[known]
+        return self.dependence(f_y, f_z.detach() if detach_z else f_z, y)  # type: ignore[misc]
+
+    def _next_fresh(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Detached features of a batch that the encoder has not seen in this iteration."""
+        batch = None
+        while batch is None:
+            if self._fresh_batches is None:
+                self._fresh_batches = iter(self.data_loader)  # type: ignore[arg-type]
+            batch = next(self._fresh_batches, None)
+            if batch is None:
+                self._fresh_batches = None
+        inputs, labels, args, kwargs = self._prepare(batch)
+        with torch.no_grad(), torch.autocast(self.state.device.type, enabled=self.amp, **self.amp_kwargs):
+            _, features, attention = self.inferer(inputs, self.network, *args, return_features=True, **kwargs)
+        return features.float(), attention.float(), labels
+
+    def _update_estimator(self) -> None:
+        """One ascent step of the estimator, and of the weighter with it."""
+        if self.feature_batches == 0:
+            features, attention, labels = self._next_fresh()
+        else:
+            stored = list(self._features)
+            features, attention, labels = (torch.cat(parts) for parts in zip(*stored, strict=True))
+            if len(stored) > 1:
+                chosen = torch.randperm(len(labels), device=labels.device)[: len(stored[-1][2])]
+                features, attention, labels = features[chosen], attention[chosen], labels[chosen]
+        terms = self._terms(features, attention, labels, detach_z=True)
+        objective = terms.sum()
+        if self.weighter is not None:
+            weights = self.weighter(features[:, 0], features[:, 1:])
+            entropy = -(weights * weights.clamp(min=1e-8).log()).sum(1).mean()
+            objective = objective + (weights.mean(0) * terms.detach()).sum() + self.attention_temperature * entropy
+        self.dependence_optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
+        (-objective).backward()
+        self.dependence_optimizer.step()  # type: ignore[union-attr]
+
+    def _prepare(self, batchdata: Any) -> tuple[Any, Tensor, tuple, dict]:
+        batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
+        inputs, labels, args, kwargs = (*batch, (), {}) if len(batch) == 2 else batch
+        if self.compile and isinstance(inputs, MetaTensor):
+            inputs = inputs.as_tensor()
+        return inputs, labels, args, kwargs
+
+    def _iteration(self, engine: MIMMXTrainer, batchdata: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """One encoder step with its estimator steps; see the class for the output."""
+        if batchdata is None:
+            raise ValueError("Must provide batch data for current iteration.")
+        inputs, labels, args, kwargs = self._prepare(batchdata)
+        output: dict[str, Tensor] = {Keys.IMAGE: inputs, Keys.LABEL: labels}
+        engine.state.output = output
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
+
+        with torch.autocast(engine.state.device.type, enabled=self.amp, **self.amp_kwargs):
+            logits, features, attention = self.inferer(inputs, self.network, *args, return_features=True, **kwargs)
+        output[Keys.PRED] = logits
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+        losses = self.loss_function(logits, labels)
+        gammas = torch.ones_like(losses) if self.loss_scaling is None else self.loss_scaling(losses)
+        loss = (gammas * losses).sum()
+        for i, name in enumerate(self.task_names):
+            output[f"loss_{name}"], output[f"gamma_{name}"] = losses[i].detach(), gammas[i].detach()
+        if self.dependence is not None:
+            loss = loss + self._dependence_loss(features, attention, labels, output)
+        for i, name in enumerate(self.task_names[1:]):
+            output.setdefault(f"attention_{name}", attention[:, i].detach().mean())
+        output[Keys.LOSS] = loss
+        engine.fire_event(IterationEvents.LOSS_COMPLETED)
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} in epoch {engine.state.epoch}, iteration {engine.state.iteration}; training "
+                "stops before this step. The last saved checkpoint is intact: lower learning_rate or lambda_mi, or "
+                "look for extreme images in the table."
+            )
+
+        if self.scaler is not None:
+            self.scaler.scale(loss).backward()
+            self.scaler.unscale_(self.optimizer)
+        else:
+            loss.backward()
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        output[Keys.LOSS] = loss.detach()
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        return output
+
+    def _dependence_loss(
+        self, features: Tensor, attention: Tensor, labels: Tensor, output: dict[str, Tensor]
+    ) -> Tensor:
+        """Train the estimator, then return lambda times the weighted dependence terms, with the estimator frozen."""
+        if self.dependence_optimizer is not None:
+            self._features.append((features.detach().float(), attention.detach().float(), labels))
+            for _ in range(self.n_b):
+                self.fire_event(IterationEvents.INNER_ITERATION_STARTED)
+                self._update_estimator()
+                self.fire_event(IterationEvents.INNER_ITERATION_COMPLETED)
+        self.dependence.requires_grad_(False)  # type: ignore[union-attr]
+        try:
+            terms = self._terms(features, attention, labels, self.detach_z)
+        finally:
+            self.dependence.requires_grad_(True)  # type: ignore[union-attr]
+        if self.weighter is None:
+            weights = torch.full_like(terms, 1.0 / len(terms))
+        else:
+            with torch.no_grad():
+                per_sample = self.weighter(features[:, 0].float(), features[:, 1:].float())
+            weights = per_sample.mean(0)
+            for i, name in enumerate(self.task_names[1:]):
+                output[f"attention_{name}"] = weights[i]
+        dependence = (weights * terms).sum()
+        current_lambda = self.current_lambda()
+        for i, name in enumerate(self.term_names):
+            output[f"mi_{name}"] = terms[i].detach()
+        output["mi"], output["lambda"] = dependence.detach(), torch.tensor(current_lambda)
+        return current_lambda * dependence

@@ -1,0 +1,225 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluation of one trained network on Val, Inverted and Balanced, its records, pictures and report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers import Inferer
+from torch import nn
+from torch.utils.data import DataLoader
+
+import monai_mimmx
+from monai_mimmx.data import CachedImages, Task, cell_index, keep_batch
+from monai_mimmx.evaluation.embedding import tsne
+from monai_mimmx.evaluation.predictions import Predictions, collect_predictions
+from monai_mimmx.evaluation.probes import probe_matrix
+from monai_mimmx.evaluation.scores import accuracy as accuracy_score
+from monai_mimmx.evaluation.scores import bootstrap_interval, format_score_table, score_table
+from monai_mimmx.handlers import read_history
+from monai_mimmx.report import (
+    accuracy_figure,
+    cooccurrence_figure,
+    probe_figure,
+    sample_figure,
+    save_figures,
+    training_figure,
+    tsne_figure,
+    write_report,
+)
+
+__all__ = ["ExperimentEvaluation"]
+
+TEST_SETS = ("val", "inv", "bal")
+
+
+class ExperimentEvaluation:
+    """
+    Evaluate a network on the test sets and write ``metrics.json``, ``predictions_*.npz``, pictures and ``report.html``.
+
+    The probes are fitted on the ``probe`` subset and scored on ``bal``: both are balanced, and their subjects are
+    disjoint from each other and from those of training.
+
+    Args:
+        network: gives logits, features and attention, such as :class:`~monai_mimmx.networks.MIMMXNet`.
+        data: the datasets by subset name: ``train``, ``select``, ``probe``, ``val``, ``inv`` and ``bal``.
+        tasks: the tasks, the primary one first.
+        output_dir: where to write.
+        device: where to run.
+        checkpoint: file whose ``model`` entry is loaded into the network first; ``None`` for none.
+        history: the training's ``history.jsonl``, or ``None``.
+        settings: what the run was called with, for the records; must be JSON-able.
+        batch_size: images per forward pass.
+        inferer: MONAI inferer; by default the plain one.
+        amp: run under autocast.
+        title: of the report.
+
+    Raises:
+        FileNotFoundError: when called, if the checkpoint does not exist.
+        ValueError: when called, if the checkpoint does not fit the network.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: Mapping[str, CachedImages],
+        tasks: Sequence[Task],
+        *,
+        output_dir: str | os.PathLike[str],
+        device: str | torch.device,
+        checkpoint: str | os.PathLike[str] | None = None,
+        history: str | os.PathLike[str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        batch_size: int = 250,
+        inferer: Inferer | None = None,
+        amp: bool = False,
+        title: str = "MIMM-X",
+    ) -> None:
+        self.network, self.data, self.tasks = network, data, list(tasks)
+        self.output_dir, self.device = Path(output_dir), torch.device(device)
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.history = history
+        self.settings = dict(settings or {})
+        self.batch_size, self.inferer, self.amp, self.title = batch_size, inferer, amp, title
+        self.logger = logging.getLogger("monai_mimmx")
+
+    def __call__(self) -> dict[str, Any]:
+        """Evaluate, write everything, log the table, and return the content of ``metrics.json``."""
+        if self.checkpoint is not None:
+            load_model(self.network, self.checkpoint)
+        predictions = {name: self._predict(name) for name in ("probe", *TEST_SETS)}
+        test = {name: predictions[name] for name in TEST_SETS}
+        scores = score_table(test)
+        probes = probe_matrix(predictions["probe"], predictions["bal"])
+        history = read_history(self.history) if self.history is not None else []
+        metrics = {
+            "method": self.settings.get("method"),
+            "seed": self.settings.get("seed"),
+            "version": monai_mimmx.__version__,
+            "config": self.settings,
+            **scores,
+            "interval": {
+                name: list(bootstrap_interval(subset, accuracy_score)) for name, subset in test.items()
+            },
+            "probe": probes["linear"],
+            "probes": probes,
+            "attention": {
+                name: dict(zip(subset.keys[1:], map(float, subset.attention.mean(0)), strict=True))
+                for name, subset in test.items()
+            },
+            "mi": history[-1].get("mi") if history else None,
+            "epochs": history[-1]["epoch"] if history else None,
+            "seconds": sum(row["seconds"] for row in history) if history else None,
+            "excluded": self._excluded(),
+        }
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        for name, subset in predictions.items():
+            subset.save(self.output_dir / f"predictions_{name}.npz")
+        figures = self._figures(metrics, predictions, history)
+        save_figures({name: figure for name, (figure, _) in figures.items()}, self.output_dir)
+        report = write_report(self.output_dir, metrics, figures, title=self.title)
+        write_json(self.output_dir / "metrics.json", metrics)
+        self.logger.info("\n" + format_score_table({**scores, "probes": probes}))
+        self.logger.info(f"report: {report}")
+        return metrics
+
+    def _predict(self, name: str) -> Predictions:
+        data = self.data[name]
+        loader = DataLoader(data, batch_size=self.batch_size, collate_fn=keep_batch)
+        return collect_predictions(
+            self.network,
+            loader,
+            device=self.device,
+            task_names=[task.name for task in self.tasks],
+            num_classes=[task.num_classes for task in self.tasks],
+            subjects=data.frame["subject"].tolist(),
+            inferer=self.inferer,
+            amp=self.amp,
+        )
+
+    def _excluded(self) -> dict[str, int]:
+        return dict(self.data["train"].frame.attrs.get("excluded", {}))
+
+    def _figures(
+        self, metrics: Mapping[str, Any], predictions: Mapping[str, Predictions], history: list[dict[str, Any]]
+    ) -> dict[str, tuple[Any, str]]:
+        names = ["y", *(task.name for task in self.tasks[1:])]
+        balanced = predictions["bal"]
+        points, labels = {}, {}
+        for i, name in enumerate(names):
+            points[f"f_{name}"], chosen = tsne(balanced.features[:, i])
+            labels[name] = balanced.labels[:, i]
+        labels = {name: values[chosen] for name, values in labels.items()}
+        figures = {
+            "accuracy": (
+                accuracy_figure(metrics),
+                "Accuracy of every head on the three test sets: Val has the correlation of the training data, Inv the "
+                "opposite one, Bal none.",
+            ),
+            "probes": (
+                probe_figure(metrics["probes"]),
+                "What fresh probes read from each feature block. Off the diagonal, chance is what disentangled features "
+                "give.",
+            ),
+            "tsne": (
+                tsne_figure(points, labels),
+                "t-SNE of each feature block on Bal, coloured by each label. A block should separate its own label only.",
+            ),
+            "cooccurrence": (
+                cooccurrence_figure(
+                    {name: data.labels for name, data in self.data.items()},
+                    names,
+                    [task.class_names for task in self.tasks],
+                ),
+                "How often the primary label and each factor occur together in every subset.",
+            ),
+            "samples": (self._sample_figure(), "One image of every cell of the Bal set."),
+        }
+        if history:
+            figures["training"] = (training_figure(history), "The course of the training.")
+        return figures
+
+    def _sample_figure(self) -> Any:
+        data = self.data["bal"]
+        cells = cell_index(data.labels, [task.num_classes for task in self.tasks])
+        _, first = np.unique(cells, return_index=True)
+        titles = [
+            ", ".join(task.class_names[label] for task, label in zip(self.tasks, data.labels[row], strict=True))
+            for row in first
+        ]
+        return sample_figure(np.stack([data[int(row)]["image"].numpy() for row in first]), titles)
+
+
+def load_model(network: nn.Module, path: Path) -> None:
+    """
+    Load the ``model`` entry of a checkpoint file (or a plain state dict) into a network.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it does not fit the network.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}; train first, or name another with --checkpoint.")
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        network.load_state_dict(stored.get("model", stored))
+    except RuntimeError as error:
+        raise ValueError(
+            f"the checkpoint {path} does not fit the network; was it trained with the same tasks, feature_dim, "
+            f"encoder and caw? {error}"
+        ) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON beside the target and rename, so that a reader never sees half of it."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)

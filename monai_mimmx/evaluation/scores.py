@@ -1,0 +1,383 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of predictions: accuracy on sets of opposite correlation, the worst group, and how sure each number is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from monai_mimmx.evaluation.predictions import Predictions
+
+__all__ = [
+    "accuracy",
+    "auroc",
+    "balanced_accuracy",
+    "bootstrap_interval",
+    "cell_balanced_accuracy",
+    "drop_val_inv",
+    "format_score_table",
+    "group_accuracies",
+    "score_table",
+    "switched_labels",
+    "verdict",
+    "worst_group",
+]
+
+SUBSET_TITLES = {"val": "Val", "inv": "Inv", "bal": "Bal"}
+
+
+def _groups(predictions: Predictions, task: int, by: str) -> np.ndarray:
+    """Group index of each row, shape (n,); -1 for a row that misses the task's label or one that `by` needs."""
+    labels = predictions.labels
+    if by == "all":
+        return np.where(labels[:, task] >= 0, 0, -1)
+    if by == "class":
+        return labels[:, task]
+    cells = np.ravel_multi_index(tuple(np.maximum(labels, 0).T), predictions.num_classes)
+    return np.where((labels >= 0).all(axis=1), cells, -1)
+
+
+def _mean_over_groups(predictions: Predictions, task: int, by: str) -> float:
+    group = _groups(predictions, task, by)
+    used = group >= 0
+    if not used.any():
+        raise ValueError(f"no row has the labels that the score of task '{predictions.task_names[task]}' needs.")
+    hits = (predictions.predicted(task) == predictions.labels[:, task])[used]
+    n = np.bincount(group[used])
+    correct = np.bincount(group[used], weights=hits)
+    return float((correct[n > 0] / n[n > 0]).mean())
+
+
+def accuracy(predictions: Predictions, task: int = 0) -> float:
+    """
+    Share of rows where a head predicts its own task. Rows without that label are left out.
+
+    Args:
+        predictions: outputs and labels.
+        task: 0 for the primary task, i for the i-th spurious factor.
+
+    Raises:
+        ValueError: where no row has the label.
+    """
+    return _mean_over_groups(predictions, task, "all")
+
+
+def balanced_accuracy(predictions: Predictions, task: int = 0) -> float:
+    """Mean over the classes that are present of the accuracy within the class. See `accuracy`."""
+    return _mean_over_groups(predictions, task, "class")
+
+
+def cell_balanced_accuracy(predictions: Predictions, task: int = 0) -> float:
+    """
+    Mean over the populated cells of `(y, z_1..z_N)` of the accuracy within the cell: what accuracy would be if every
+    cell were equally frequent. On a correlated set it falls for a shortcut and for an over-correction alike, so it can
+    select models without a look at balanced data. See `accuracy`.
+    """
+    return _mean_over_groups(predictions, task, "cell")
+
+
+def auroc(predictions: Predictions, task: int = 0) -> float | None:
+    """
+    Area under the ROC curve of a head for its own task; with three or more classes, the macro mean of one-versus-rest.
+
+    Returns:
+        None where a class is absent, since the area is then undefined.
+    """
+    used = predictions.labels[:, task] >= 0
+    labels, classes = predictions.labels[used, task], predictions.num_classes[task]
+    if len(np.unique(labels)) < classes:
+        return None
+    logits = predictions.head_logits(task)[used].astype(np.float64)
+    if classes == 2:
+        # The logit difference ranks as the probability does, without saturating at 0 and 1.
+        return float(roc_auc_score(labels, logits[:, 1] - logits[:, 0]))
+    return float(roc_auc_score(labels, predictions.probabilities(task)[used], multi_class="ovr", average="macro"))
+
+
+def group_accuracies(predictions: Predictions, task: int = 0) -> dict[tuple[int, ...], tuple[float, int]]:
+    """
+    Accuracy and count of every populated cell.
+
+    Returns:
+        `{(y, z_1, ..., z_N): (accuracy of the task, number of rows)}`. Rows that miss any label belong to no cell.
+
+    Example:
+        >>> group_accuracies(predictions)[(0, 1)]  # doctest: +SKIP
+        (0.25, 40)
+    """
+    cell = _groups(predictions, task, "cell")
+    hits = predictions.predicted(task) == predictions.labels[:, task]
+    return {
+        tuple(int(c) for c in np.unravel_index(index, predictions.num_classes)): (
+            float(hits[cell == index].mean()),
+            int((cell == index).sum()),
+        )
+        for index in np.unique(cell[cell >= 0])
+    }
+
+
+def worst_group(predictions: Predictions, task: int = 0) -> dict[str, Any]:
+    """
+    The populated cell with the lowest accuracy; of equals the smaller one, since that one is overlooked.
+
+    Returns:
+        `{"cell": "y=0, sex=1", "accuracy": ..., "n": ...}`.
+
+    Raises:
+        ValueError: where no row has all labels.
+    """
+    groups = group_accuracies(predictions, task)
+    if not groups:
+        raise ValueError("no row has all labels, so there is no cell to find the worst of.")
+    cell, (value, n) = min(groups.items(), key=lambda item: item[1])
+    name = ", ".join(f"{key}={index}" for key, index in zip(predictions.keys, cell))
+    return {"cell": name, "accuracy": value, "n": n}
+
+
+def drop_val_inv(val: Predictions, inv: Predictions, task: int = 0) -> float:
+    """
+    Accuracy on Val minus accuracy on Inv: positive for a shortcut, negative for an over-correction; the aim is 0.
+    """
+    return accuracy(val, task) - accuracy(inv, task)
+
+
+def switched_labels(predictions: Predictions) -> np.ndarray:
+    """
+    Every head's predictions scored against every task's labels, the cheap form of a probe.
+
+    On balanced data the off-diagonal entries are at chance when no head follows another task. Entries of heads and
+    tasks with different numbers of classes compare class indices, and mean little.
+
+    Returns:
+        Shape `(1 + N, 1 + N)`: row i is head i, column j is task j; the diagonal is `accuracy`. NaN where a task has
+        no labels.
+    """
+    labels = predictions.labels
+    used = labels >= 0
+    heads = np.stack([predictions.predicted(i) for i in range(labels.shape[1])], axis=1)  # (n, 1 + N)
+    hits = (heads[:, :, None] == labels[:, None, :]).sum(axis=0)
+    count = used.sum(axis=0)
+    return np.where(count > 0, hits / np.maximum(count, 1), np.nan)
+
+
+def bootstrap_interval(
+    predictions: Predictions,
+    statistic: str | Callable[[Predictions], float],
+    *,
+    task: int = 0,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """
+    Percentile bootstrap interval of a score, with whole subjects drawn with replacement.
+
+    Args:
+        predictions: outputs and labels.
+        statistic: "accuracy", "balanced_accuracy" or "cell_balanced_accuracy", all resamples at once; or any function
+            of Predictions, called once per resample.
+        task: the task that a named statistic scores.
+        resamples: number of bootstrap samples, 1 or more.
+        level: share of the bootstrap distribution inside the interval, in (0, 1).
+        seed: seed of the draw.
+
+    Returns:
+        Lower and upper bound.
+
+    Raises:
+        ValueError: for an unknown statistic, a level outside (0, 1), fewer than 1 resample, or no rows to score.
+
+    Example:
+        >>> low, high = bootstrap_interval(predictions, "accuracy", seed=1)  # doctest: +SKIP
+    """
+    named = {"accuracy": "all", "balanced_accuracy": "class", "cell_balanced_accuracy": "cell"}
+    if not callable(statistic) and statistic not in named:
+        raise ValueError(f"statistic must be one of {sorted(named)} or a function of Predictions; got {statistic!r}.")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1); got {level}.")
+    if resamples < 1:
+        raise ValueError(f"resamples must be 1 or more; got {resamples}.")
+    if len(predictions) == 0:
+        raise ValueError("there are no rows to draw from.")
+    rng = np.random.default_rng(seed)
+    names, subject = np.unique(predictions.subjects, return_inverse=True)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+
+    if callable(statistic):
+        rows_of = np.split(np.argsort(subject, kind="stable"), np.cumsum(np.bincount(subject))[:-1])
+        draws = rng.integers(len(names), size=(resamples, len(names)))
+        values = np.array([statistic(predictions.take(np.concatenate([rows_of[s] for s in draw]))) for draw in draws])
+    else:
+        group = _groups(predictions, task, named[statistic])
+        used = group >= 0
+        if not used.any():
+            raise ValueError(f"no row has the labels that the score of task '{predictions.task_names[task]}' needs.")
+        hits = predictions.predicted(task) == predictions.labels[:, task]
+        _, group_used = np.unique(group[used], return_inverse=True)
+        n, correct = np.zeros((2, len(names), group_used.max() + 1))
+        np.add.at(n, (subject[used], group_used), 1.0)
+        np.add.at(correct, (subject[used], group_used), hits[used])
+        # A bootstrap sample is a multinomial count per subject, so all samples are one matrix product.
+        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            rate = (times @ correct) / (times @ n)  # (resamples, groups), NaN where a group was not drawn
+        rate = rate[~np.isnan(rate).all(axis=1)]
+        values = np.nanmean(rate, axis=1)
+    low, high = np.quantile(values, tails)
+    return float(low), float(high)
+
+
+def score_table(predictions_by_subset: Mapping[str, Predictions]) -> dict[str, Any]:
+    """
+    All scores of a run's test sets, ready for JSON.
+
+    Args:
+        predictions_by_subset: Predictions by subset name; "val", "inv" and "bal" for a complete table.
+
+    Returns:
+        - `accuracy`, `balanced_accuracy`, `auroc` and `chance` (the largest class's share):
+          `{subset: {"y": ..., factor: ...}}`, None where undefined;
+        - `cell_balanced_accuracy` (of y): `{subset: ...}`;
+        - `worst_group` (of y): `{subset: {"cell", "accuracy", "n"}}`;
+        - `switched_labels`: `{subset: {"f_y": {"y": ..., factor: ...}, "f_<factor>": {...}}}`;
+        - `drop_val_inv`: accuracy of y on Val minus Inv, where both are given;
+        - `n`: `{subset: number of rows}`; `task_names`.
+
+    Example:
+        >>> score_table({"val": val, "inv": inv, "bal": bal})["accuracy"]["inv"]["y"]  # doctest: +SKIP
+        0.83
+    """
+    if not predictions_by_subset:
+        raise ValueError("predictions_by_subset must hold one or more subsets; got none.")
+    table: dict[str, Any] = {
+        name: {}
+        for name in (
+            "accuracy",
+            "balanced_accuracy",
+            "auroc",
+            "chance",
+            "cell_balanced_accuracy",
+            "worst_group",
+            "switched_labels",
+            "n",
+        )
+    }
+    for subset, predictions in predictions_by_subset.items():
+        keys, labels = predictions.keys, predictions.labels
+        labelled = {key: bool((labels[:, i] >= 0).any()) for i, key in enumerate(keys)}
+        for name, score in (
+            ("accuracy", accuracy),
+            ("balanced_accuracy", balanced_accuracy),
+            ("auroc", auroc),
+            ("chance", _largest_share),
+        ):
+            table[name][subset] = {key: score(predictions, i) if labelled[key] else None for i, key in enumerate(keys)}
+        complete = bool((labels >= 0).all(axis=1).any())
+        table["cell_balanced_accuracy"][subset] = cell_balanced_accuracy(predictions) if complete else None
+        table["worst_group"][subset] = worst_group(predictions) if complete else None
+        table["switched_labels"][subset] = {
+            f"f_{key}": {other: None if np.isnan(value) else float(value) for other, value in zip(keys, row)}
+            for key, row in zip(keys, switched_labels(predictions))
+        }
+        table["n"][subset] = len(predictions)
+    table["task_names"] = next(iter(predictions_by_subset.values())).task_names
+    val, inv = (table["accuracy"].get(subset, {}).get("y") for subset in ("val", "inv"))
+    if val is not None and inv is not None:
+        table["drop_val_inv"] = val - inv
+    return table
+
+
+def _largest_share(predictions: Predictions, task: int) -> float:
+    counts = np.bincount(predictions.labels[predictions.labels[:, task] >= 0, task])
+    return float(counts.max() / counts.sum())
+
+
+def verdict(gap: float, *, balanced: float | None = None, chance: float | None = None) -> str:
+    """
+    A gap between Val and Inv in words.
+
+    Args:
+        gap: accuracy on Val minus accuracy on Inv, as a fraction, in [-1, 1].
+        balanced: accuracy on Bal, and `chance`: the accuracy of a constant guess on Bal. With both, a network that has
+            no gap only because it guesses is called so.
+
+    Returns:
+        "shortcut" above 5 points, "over-corrected (anti-shortcut)" below -5, else "balanced" or
+        "at chance (not learned)".
+
+    Example:
+        >>> verdict(0.43), verdict(-0.2), verdict(0.01)
+        ('shortcut', 'over-corrected (anti-shortcut)', 'balanced')
+    """
+    if gap > 0.05:
+        return "shortcut"
+    if gap < -0.05:
+        return "over-corrected (anti-shortcut)"
+    if balanced is not None and chance is not None and balanced < chance + 0.05:
+        return "at chance (not learned)"
+    return "balanced"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def format_score_table(scores: Mapping[str, Any]) -> str:
+    """
+    The table printed at the end of a run.
+
+    Args:
+        scores: what `score_table` returns. With `scores["probes"]`, what `probe_matrix` returns, the probes follow
+            (or `scores["probe"]`, the linear ones alone).
+
+    Returns:
+        Text: accuracy in % per task (rows) and subset (columns), the gap Val - Inv and what it means, then the probes.
+    """
+    table, chance = scores["accuracy"], scores.get("chance", {})
+    subsets = [s for s in SUBSET_TITLES if s in table] + [s for s in table if s not in SUBSET_TITLES]
+    keys = list(table[subsets[0]])
+    names = scores.get("task_names") or keys
+    rows = [f"y ({names[0]})" if key == "y" and names[0] != "y" else key for key in keys]
+    width = max(len("accuracy %"), *map(len, rows))
+    with_gap = "val" in table and "inv" in table
+    lines = [
+        f"{'accuracy %':<{width}}"
+        + "".join(f"{SUBSET_TITLES.get(s, s):>8}" for s in subsets)
+        + ("   Val - Inv" if with_gap else "")
+    ]
+    for key, row in zip(keys, rows):
+        line = f"{row:<{width}}" + "".join(f"{_percent(table[s][key]):>8}" for s in subsets)
+        if with_gap and table["val"][key] is not None and table["inv"][key] is not None:
+            gap = table["val"][key] - table["inv"][key]
+            line += f"{100 * gap:>+12.1f}"
+            if key == "y":
+                bal = table.get("bal", {}).get(key)
+                line += "  " + verdict(gap, balanced=bal, chance=chance.get("bal", {}).get(key))
+        lines.append(line)
+    worst = scores.get("worst_group") or {}
+    for subset in subsets:
+        if worst.get(subset):
+            group = worst[subset]
+            title = SUBSET_TITLES.get(subset, subset)
+            lines.append(f"worst group {title}: {_percent(group['accuracy'])} % of {group['n']} ({group['cell']})")
+
+    probes = scores.get("probes") or ({"linear": scores["probe"]} if scores.get("probe") else {})
+    for name, matrix in probes.items():
+        if name == "chance":
+            continue
+        columns = list(next(iter(matrix.values())))
+        block = max(len(f"{name} probe %"), *map(len, matrix))
+        cell = max(8, *(len(column) + 2 for column in columns))
+        lines += ["", f"{name + ' probe %':<{block}}" + "".join(f"{column:>{cell}}" for column in columns)]
+        for feature, row_of in matrix.items():
+            lines.append(
+                f"{feature:<{block}}" + "".join(f"{_percent(row_of.get(column)):>{cell}}" for column in columns)
+            )
+        if "chance" in probes:
+            values = "".join(f"{_percent(probes['chance'].get(column)):>{cell}}" for column in columns)
+            lines.append(f"{'chance':<{block}}" + values)
+    return "\n".join(lines)

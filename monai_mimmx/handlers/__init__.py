@@ -1,0 +1,19 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Handlers: Dynamic Loss Scaling, averaged weights, metrics of the heads, records of the epochs."""
+
+from monai_mimmx.handlers.loss_scaling import DynamicLossScaling, loss_scaling_factors
+from monai_mimmx.handlers.metrics import CellBalancedAccuracy, head_accuracies, head_output
+from monai_mimmx.handlers.records import EpochRecorder, read_history
+from monai_mimmx.handlers.weight_averaging import WeightAveraging
+
+__all__ = [
+    "CellBalancedAccuracy",
+    "DynamicLossScaling",
+    "EpochRecorder",
+    "WeightAveraging",
+    "head_accuracies",
+    "head_output",
+    "loss_scaling_factors",
+    "read_history",
+]

@@ -1,0 +1,111 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Ignite metrics of the heads of a multi-task network, for MONAI's evaluator without decollation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from ignite.metrics import Accuracy, Metric
+from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
+from monai.utils.enums import CommonKeys as Keys
+from torch import Tensor
+
+__all__ = ["CellBalancedAccuracy", "head_accuracies", "head_output"]
+
+
+def head_output(num_classes: Sequence[int], task: int) -> Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor]]:
+    """
+    An ``output_transform``: from an engine's output to one head's logits `(b, C)` and labels `(b,)`, where labelled.
+
+    Args:
+        num_classes: classes of each task, in the order of the logits.
+        task: which head.
+    """
+    start = sum(num_classes[:task])
+
+    def transform(output: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        logits, label = output[Keys.PRED][:, start : start + num_classes[task]], output[Keys.LABEL][:, task]
+        return logits[label >= 0], label[label >= 0]
+
+    return transform
+
+
+def head_accuracies(num_classes: Sequence[int], task_names: Sequence[str]) -> dict[str, Metric]:
+    """
+    The accuracy of every head, as metrics named ``accuracy_<task>``.
+
+    Args:
+        num_classes: classes of each task.
+        task_names: their names.
+
+    Example:
+        >>> sorted(head_accuracies((2, 2), ("y", "sex")))
+        ['accuracy_sex', 'accuracy_y']
+    """
+    return {
+        f"accuracy_{name}": Accuracy(output_transform=head_output(num_classes, i)) for i, name in enumerate(task_names)
+    }
+
+
+def _logits_and_labels(output: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    return output[Keys.PRED], output[Keys.LABEL]
+
+
+class CellBalancedAccuracy(Metric):
+    """
+    The accuracy of the primary task, with every populated (y, z_1 .. z_N) cell counting alike.
+
+    On data with the training's correlation it shows a shortcut and an over-correction alike: both fail in the rare
+    cells or in the common ones. That makes it a criterion for model selection that needs no inverted or balanced data.
+
+    Args:
+        num_classes: classes of each task, the primary task first.
+
+    Example:
+        >>> metric = CellBalancedAccuracy((2, 2))
+        >>> label = torch.tensor([[0, 0], [0, 0], [0, 0], [0, 1]])
+        >>> metric.update((torch.tensor([[1.0, 0, 0, 0]] * 3 + [[0.0, 1, 0, 0]]), label))
+        >>> metric.compute()
+        0.5
+    """
+
+    _state_dict_all_req_keys = ("_correct", "_total")
+
+    def __init__(self, num_classes: Sequence[int], output_transform: Callable | None = None) -> None:
+        self.num_classes = tuple(num_classes)
+        super().__init__(output_transform=output_transform or _logits_and_labels)
+
+    @reinit__is_reduced
+    def reset(self) -> None:
+        """Forget all samples."""
+        cells = 1
+        for classes in self.num_classes:
+            cells *= classes
+        self._correct = torch.zeros(cells, dtype=torch.float64)
+        self._total = torch.zeros(cells, dtype=torch.float64)
+
+    @reinit__is_reduced
+    def update(self, output: tuple[Tensor, Tensor]) -> None:
+        """
+        Args:
+            output: logits `(B, sum C)` and labels `(B, 1 + N)`; rows that miss a label are left out.
+        """
+        label = output[1].cpu()
+        predicted = output[0][:, : self.num_classes[0]].argmax(1).cpu()
+        complete = (label >= 0).all(1)
+        label, predicted = label[complete], predicted[complete]
+        cell = torch.zeros(len(label), dtype=torch.long)
+        for i, classes in enumerate(self.num_classes):
+            cell = cell * classes + label[:, i]
+        self._total += torch.bincount(cell, minlength=len(self._total))
+        self._correct += torch.bincount(cell[predicted == label[:, 0]], minlength=len(self._total))
+
+    @sync_all_reduce("_correct", "_total")
+    def compute(self) -> float:
+        """The mean over populated cells, in [0, 1]; 0 before any sample."""
+        populated = self._total > 0
+        if not bool(populated.any()):
+            return 0.0
+        return float((self._correct[populated] / self._total[populated]).mean())

@@ -1,0 +1,113 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What happened in each epoch: one line to read, and one row on file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from torch import Tensor
+
+__all__ = ["EpochRecorder", "read_history"]
+
+
+def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """
+    The rows that an :class:`EpochRecorder` wrote, one per epoch; an epoch that was run again counts once, as last run.
+
+    Args:
+        path: the ``history.jsonl``; an absent file gives no rows.
+    """
+    file = Path(path)
+    if not file.is_file():
+        return []
+    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
+    by_epoch = {row["epoch"]: row for row in rows}
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+
+class EpochRecorder:
+    """
+    Average the scalar outputs of a trainer over each epoch, write them as a row of a JSON lines file, and log one line.
+
+    Attach it AFTER the handler that runs the validation, whose metrics join the row as ``select_<metric>``.
+
+    Args:
+        path: the file to append to; ``None`` writes none. A training that starts at epoch 0 begins a new file.
+        task_names: names in the output keys, the primary task first.
+        evaluator: the validation engine, or ``None``.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None, *, task_names: Sequence[str], evaluator: Engine | None = None
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.task_names = tuple(task_names)
+        self.evaluator = evaluator
+        self.logger = logging.getLogger("monai_mimmx")
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._started = 0.0
+        self._validated = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Record every epoch of ``engine``."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.COMPLETED, self._note_validation)
+
+    def _start(self, engine: Engine) -> None:
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if engine.state.epoch == 0:
+                self.path.write_text("", encoding="utf-8")
+
+    def _start_epoch(self, engine: Engine) -> None:
+        self._sums, self._count, self._started = {}, 0, time.perf_counter()
+        self._validated = 0
+
+    def _add(self, engine: Engine) -> None:
+        self._count += 1
+        for key, value in engine.state.output.items():  # type: ignore[union-attr]
+            if isinstance(value, Tensor) and value.ndim == 0:
+                value = value.detach().double()
+                self._sums[key] = self._sums[key] + value if key in self._sums else value
+
+    def _note_validation(self, engine: Engine) -> None:
+        self._validated += 1
+
+    def _end_epoch(self, engine: Engine) -> None:
+        row: dict[str, Any] = {"epoch": engine.state.epoch}
+        row |= {key: float(total) / self._count for key, total in self._sums.items()}
+        if self.evaluator is not None and self._validated:
+            row |= {f"select_{key}": float(value) for key, value in self.evaluator.state.metrics.items()}
+        row["seconds"] = time.perf_counter() - self._started
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        self.logger.info(self.describe(row, engine.state.max_epochs))
+
+    def describe(self, row: dict[str, Any], max_epochs: int | None = None) -> str:
+        """One line of text for a row."""
+        width = len(str(max_epochs or row["epoch"]))
+        parts = [f"epoch {row['epoch']:{width}d}/{max_epochs}"]
+        parts.append("loss " + " ".join(f"{name} {row[f'loss_{name}']:.3f}" for name in self.task_names))
+        if "mi" in row:
+            parts.append(f"MI {row['mi']:.3f} x {row['lambda']:.2f}")
+        selected = [name for name in self.task_names if f"select_accuracy_{name}" in row]
+        if selected:
+            parts.append("select " + " ".join(f"{name} {100 * row[f'select_accuracy_{name}']:.1f}" for name in selected))
+        if "select_cell_balanced" in row:
+            parts.append(f"cells {100 * row['select_cell_balanced']:.1f} %")
+        parts.append(f"{row['seconds']:.1f} s")
+        return " | ".join(parts)

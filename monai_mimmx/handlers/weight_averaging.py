@@ -1,0 +1,93 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The network that is evaluated and saved: averaged weights with batch normalization statistics of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
+
+__all__ = ["WeightAveraging"]
+
+
+class WeightAveraging:
+    """
+    Keep an exponential moving average of a network's weights, and re-estimate its batch normalization statistics.
+
+    The adversarial game between features and estimator makes single iterates swing, and running statistics lag
+    behind weights that move; the average with fresh statistics does neither. Attach it to the trainer BEFORE the
+    handler that starts a validation, and give :attr:`averaged` to the evaluator and the checkpoint.
+
+    Args:
+        network: the network in training.
+        loader: the training batches from which statistics are re-estimated.
+        prepare_batch: turns a batch into (image, label) on the device, as in MONAI's engines.
+        device: where the network is.
+        decay: weight of the past in the average, in [0, 1). It starts lower, (1 + n) / (5 + n) after n updates, so that
+            the first weights are soon forgotten. 0: the averaged network is a copy of the current one.
+        num_batches: batches for the statistics.
+        interval: re-estimate at the end of every ``interval``-th epoch and of the last.
+
+    Raises:
+        ValueError: for a decay or count out of range.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loader: Iterable,
+        *,
+        prepare_batch: Callable[..., tuple],
+        device: torch.device | str,
+        decay: float = 0.998,
+        num_batches: int = 20,
+        interval: int = 1,
+    ) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), got {decay}.")
+        if num_batches < 1 or interval < 1:
+            raise ValueError(f"num_batches and interval must be 1 or more, got {num_batches} and {interval}.")
+        self.network = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+        self.loader, self.prepare_batch, self.device = loader, prepare_batch, torch.device(device)
+        self.num_batches, self.interval, self.decay = num_batches, interval, decay
+        self._average = AveragedModel(self.network, multi_avg_fn=self._update)
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The averaged network, a module of the same class as ``network``."""
+        return self._average.module
+
+    @torch.no_grad()
+    def _update(self, averages: Any, currents: Any, num_averaged: Tensor | int) -> None:
+        count = float(num_averaged)
+        decay = min(self.decay, (1.0 + count) / (5.0 + count))
+        torch._foreach_lerp_(list(averages), list(currents), 1.0 - decay)
+
+    def attach(self, engine: Engine) -> None:
+        """Average at every iteration of ``engine``; re-estimate statistics at the end of every ``interval``-th epoch."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: self._average.update_parameters(self.network))
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
+
+    def _end_epoch(self, engine: Engine) -> None:
+        if engine.state.epoch % self.interval == 0 or engine.state.epoch == engine.state.max_epochs:
+            self.update_statistics()
+
+    def update_statistics(self) -> None:
+        """Re-estimate the averaged network's batch normalization statistics now."""
+        batches = (self.prepare_batch(batch, self.device, False)[0] for batch in islice(self.loader, self.num_batches))
+        update_bn(batches, self.averaged)
+        self.averaged.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averaged weights, their statistics and the number of updates."""
+        return self._average.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self._average.load_state_dict(state_dict)

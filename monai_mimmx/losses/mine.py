@@ -1,0 +1,240 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The mutual information of two feature vectors, estimated by a neural network and usable as a loss (MINE)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["MINELoss", "donsker_varadhan", "product_partners"]
+
+
+def donsker_varadhan(joint: Tensor, product: Tensor) -> Tensor:
+    """
+    The Donsker-Varadhan lower bound of mutual information: ``mean T(joint) - log mean exp T(product)``.
+
+    One logarithm is taken over ALL product pairs; a mean of per-row logarithms would not be a lower bound.
+
+    Args:
+        joint: the statistics network's values on pairs drawn together, any shape.
+        product: its values on pairs drawn from the product of the marginals, any shape.
+
+    Returns:
+        the bound in nats, a scalar.
+
+    Example:
+        >>> donsker_varadhan(torch.tensor([2.0]), torch.tensor([2.0, 2.0]))
+        tensor(0.)
+
+    Reference:
+        Belghazi et al., Mutual Information Neural Estimation, ICML 2018, equation (10).
+    """
+    flat = product.flatten()
+    return joint.mean() - (flat.logsumexp(0) - torch.log(torch.tensor(flat.numel(), dtype=flat.dtype)).to(flat.device))
+
+
+def product_partners(
+    batch_size: int, negatives: int, *, condition: Tensor | None = None, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """
+    For each sample, ``negatives`` other samples of the batch to pair it with (within its own class, if given).
+
+    The partners of one negative are the batch, cyclically shifted by a random offset, so that every sample is used
+    equally often and never meets itself. Randomness comes from PyTorch's global generator of the device.
+
+    Args:
+        batch_size: the number B of samples.
+        negatives: the number K of partners per sample; at most B - 1 distinct ones exist.
+        condition: class indices `(B,)`; partners then come from the same class. A sample alone in its class has none.
+        device: where the indices are made; ignored when ``condition`` is given.
+
+    Returns:
+        ``keep`` `(M,)`, the samples that have a partner, and ``partners`` `(K, M)`, the partners of each of them.
+
+    Example:
+        >>> keep, partners = product_partners(4, 2)
+        >>> bool((partners != keep).all())
+        True
+    """
+    if condition is None:
+        offsets = torch.randperm(batch_size - 1, device=device)[:negatives] + 1
+        keep = torch.arange(batch_size, device=device)
+        return keep, (keep + offsets[:, None]) % batch_size
+    order = condition.argsort(stable=True)
+    _, group, sizes = condition[order].unique_consecutive(return_inverse=True, return_counts=True)
+    start, size = (sizes.cumsum(0) - sizes)[group], sizes[group]
+    position = torch.arange(batch_size, device=condition.device) - start
+    paired = size > 1
+    start, size, position = start[paired], size[paired], position[paired]
+    offsets = torch.randperm(batch_size - 1, device=condition.device)[:negatives]
+    shift = 1 + offsets[:, None] % (size - 1)
+    return order[paired], order[start + (position + shift) % size]
+
+
+class MINELoss(nn.Module):
+    r"""
+    Mutual Information Neural Estimation: a lower bound of I(x; z) or I(x; z | y), in nats, as a term to minimise.
+
+    .. math:: I(x; z) \ge \frac{1}{B} \sum_b T(x_b, z_b) - \log \frac{1}{B K} \sum_{b,k} \exp T(x_b, z_{\pi_k(b)})
+
+    The value is a term to ADD, times a weight, to any PyTorch loss: its gradient reaches ``x`` and ``z``. Its own
+    parameters (the statistics network T) are trained on the negative of the same value: :meth:`update_estimator`
+    makes one such step on detached inputs and belongs before, and more often than, each step of the encoder.
+
+    T's first layer is linear in (x, z), so it is applied to the B rows of each once and the product pairs cost one
+    addition each: time and memory grow with B * negatives, never with B * B * (x_dim + z_dim).
+
+    Args:
+        x_dim: width of x.
+        z_dim: width of z.
+        hidden: widths of T's hidden layers.
+        negatives: product pairs per sample, K. More lower the estimate's variance and its bias at high MI; all
+            B - 1 others are used when the batch holds no more than that.
+        conditional: estimate I(x; z | y): product pairs are drawn within each class of ``condition``, and T sees the
+            class. Zero where x and z agree only because both follow y.
+        num_classes: the number of classes of ``condition``; used when ``conditional``.
+        standardize: bring x and z to mean 0 and variance 1 over the batch first. MI is unchanged by it, and an
+            encoder cannot then lower the value by shrinking its features.
+        ema_rate: weight in (0, 1] of the current batch in the moving average of ``mean exp T`` that replaces the
+            batch's own in the gradient (MINE's bias correction); 0 turns it off. Above 0.1 it is unstable.
+
+    Raises:
+        ValueError: for a width, count or rate out of range.
+
+    Example:
+        >>> mi = MINELoss(8, 8)
+        >>> optimizer = torch.optim.Adam(mi.parameters(), lr=1e-3)
+        >>> x, z = torch.randn(32, 8, requires_grad=True), torch.randn(32, 8)
+        >>> _ = mi.update_estimator(optimizer, x, z)
+        >>> (0.5 * mi(x, z)).backward()
+
+    Reference:
+        Belghazi et al., Mutual Information Neural Estimation, ICML 2018, algorithm 1 and section 3.2.
+    """
+
+    log_average: Tensor
+
+    def __init__(
+        self,
+        x_dim: int,
+        z_dim: int,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        negatives: int = 16,
+        conditional: bool = False,
+        num_classes: int = 2,
+        standardize: bool = True,
+        ema_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, value in {"x_dim": x_dim, "z_dim": z_dim, "negatives": negatives, "num_classes": num_classes}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}.")
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"hidden must name at least one layer of width 1 or more, got {tuple(hidden)}.")
+        if not 0 <= ema_rate <= 1:
+            raise ValueError(f"ema_rate must lie in [0, 1], got {ema_rate}.")
+        self.x_dim, self.z_dim, self.num_classes = x_dim, z_dim, num_classes
+        self.negatives, self.conditional = negatives, conditional
+        self.standardize, self.ema_rate = standardize, ema_rate
+        self.x_layer = nn.Linear(x_dim, hidden[0])
+        self.z_layer = nn.Linear(z_dim, hidden[0], bias=False)
+        self.class_layer = nn.Embedding(num_classes, hidden[0]) if conditional else None
+        layers: list[nn.Module] = []
+        for width, next_width in zip(hidden, [*hidden[1:], 1], strict=True):
+            layers += [nn.ReLU(), nn.Linear(width, next_width)]
+        self.layers = nn.Sequential(*layers)
+        self.register_buffer("log_average", torch.tensor(float("nan")))
+
+    def _check(self, x: Tensor, z: Tensor, condition: Tensor | None) -> None:
+        batch = x.shape[0]
+        for name, value, width in (("x", x, self.x_dim), ("z", z, self.z_dim)):
+            if value.ndim != 2 or value.shape != (batch, width):
+                raise ValueError(f"{name} must have shape ({batch}, {width}), got {tuple(value.shape)}.")
+        if batch < 2:
+            raise ValueError(f"MINE needs a batch of 2 or more samples to form product pairs, got {batch}.")
+        if self.conditional:
+            if condition is None:
+                raise ValueError("a conditional MINELoss needs `condition`, the class indices of the batch.")
+            if condition.shape != (batch,) or condition.is_floating_point():
+                raise ValueError(
+                    f"condition must hold {batch} integer class indices, got {condition.dtype} {tuple(condition.shape)}."
+                )
+            if condition.numel() and not (0 <= int(condition.min()) and int(condition.max()) < self.num_classes):
+                raise ValueError(
+                    f"condition must lie in [0, {self.num_classes - 1}], got values from {int(condition.min())} to "
+                    f"{int(condition.max())}; leave out samples without a label."
+                )
+        elif condition is not None:
+            raise ValueError("condition was given, but conditional=False would ignore it.")
+
+    def forward(self, x: Tensor, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            x: features `(B, x_dim)`, B of 2 or more.
+            z: features `(B, z_dim)`.
+            condition: class indices `(B,)`, only when ``conditional``. A class that is absent does not contribute; a
+                sample that is alone in its class has no product pair and is left out.
+
+        Returns:
+            the estimate in nats, a scalar (0 when no sample has a pair). It may be slightly negative.
+
+        Raises:
+            ValueError: for a wrong shape, a batch of one, or a missing, surplus or out-of-range ``condition``.
+        """
+        self._check(x, z, condition)
+        with torch.autocast(x.device.type, enabled=False):
+            dtype = self.x_layer.weight.dtype
+            x, z = x.to(dtype), z.to(dtype)
+            if self.standardize:
+                x, z = F.batch_norm(x, None, None, training=True), F.batch_norm(z, None, None, training=True)
+            keep, partners = product_partners(x.shape[0], self.negatives, condition=condition, device=x.device)
+            if keep.numel() == 0:
+                return (x.sum() + z.sum()) * 0.0
+            hidden_x, hidden_z = self.x_layer(x), self.z_layer(z)
+            if self.class_layer is not None:
+                hidden_x = hidden_x + self.class_layer(condition)
+            pairs = torch.cat([keep[None], partners])  # (1 + K, M): the joint pairs first
+            values = self.layers(hidden_x[keep] + hidden_z[pairs]).squeeze(-1)
+            estimate = donsker_varadhan(values[0], values[1:])
+            return self._correct(estimate, values[0].mean()) if self.ema_rate and self.training else estimate
+
+    def _correct(self, estimate: Tensor, joint: Tensor) -> Tensor:
+        """Keep the value, but let the gradient of the logarithm divide by the moving average of ``mean exp T``."""
+        log_mean = joint - estimate
+        with torch.no_grad():
+            if torch.isnan(self.log_average):
+                self.log_average.copy_(log_mean)
+            rate = torch.as_tensor(self.ema_rate, dtype=log_mean.dtype, device=log_mean.device)
+            self.log_average.copy_(
+                torch.logaddexp(torch.log1p(-rate) + self.log_average, torch.log(rate) + log_mean)
+            )
+            scale = torch.exp(log_mean - self.log_average)  # at most 1 / ema_rate
+        surrogate = joint - scale * log_mean
+        return surrogate + (estimate - surrogate).detach()
+
+    def update_estimator(
+        self, optimizer: torch.optim.Optimizer, x: Tensor, z: Tensor, condition: Tensor | None = None
+    ) -> Tensor:
+        """
+        One ascent step of T on detached ``x`` and ``z``.
+
+        Args:
+            optimizer: an optimizer of this module's parameters.
+            x: features `(B, x_dim)`; no gradient reaches them.
+            z: features `(B, z_dim)`.
+            condition: class indices `(B,)`, only when ``conditional``.
+
+        Returns:
+            the estimate in nats before the step, a detached scalar.
+        """
+        optimizer.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            estimate = self(x.detach(), z.detach(), condition)
+            (-estimate).backward()
+        optimizer.step()
+        return estimate.detach()

@@ -1,0 +1,25 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Figures and the report page."""
+
+from monai_mimmx.report.figures import (
+    accuracy_figure,
+    cooccurrence_figure,
+    probe_figure,
+    sample_figure,
+    save_figures,
+    training_figure,
+    tsne_figure,
+)
+from monai_mimmx.report.html import write_report
+
+__all__ = [
+    "accuracy_figure",
+    "cooccurrence_figure",
+    "probe_figure",
+    "sample_figure",
+    "save_figures",
+    "training_figure",
+    "tsne_figure",
+    "write_report",
+]

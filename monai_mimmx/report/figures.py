@@ -1,0 +1,302 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of a run. Every function returns a matplotlib Figure of its own, and touches no global pyplot state."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = [
+    "accuracy_figure",
+    "cooccurrence_figure",
+    "probe_figure",
+    "sample_figure",
+    "save_figures",
+    "training_figure",
+    "tsne_figure",
+]
+
+# Okabe and Ito's palette, told apart with every common form of colour blindness.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#F0E442")
+DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)))
+SUBSETS = {"val": "Val", "inv": "Inv", "bal": "Bal"}
+WIDTH = 5.0  # inches: narrow, so that text is still large enough where a phone shows the picture 390 pixels wide
+SMALL = 9
+
+
+def _figure(height: float, width: float = WIDTH) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained", dpi=150)
+
+
+def _label(text: object, width: int = 14) -> str:
+    """A label that fits its place: wrapped, `$` not read as mathematics."""
+    lines = (textwrap.fill(line, width) for line in str(text).split("\n"))
+    return "\n".join(lines).replace("$", r"\$")
+
+
+def _plain(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", alpha=0.3)
+    ax.set_axisbelow(True)
+    ax.tick_params(labelsize=SMALL)
+
+
+def accuracy_figure(scores: Mapping[str, Any], title: str = "") -> Figure:
+    """
+    Grouped bars of the accuracy on Val, Inv and Bal for y and every spurious factor, with chance as a dashed line.
+
+    Args:
+        scores: what `score_table` returns; `accuracy` is needed, `chance` is drawn where given.
+        title: title of the figure.
+    """
+    table = scores["accuracy"]
+    subsets = [subset for subset in SUBSETS if subset in table] or list(table)
+    keys = list(table[subsets[0]])
+    figure = _figure(3.8, max(WIDTH, 1.2 * len(keys)))
+    ax = figure.subplots()
+    width = 0.8 / len(subsets)
+    for i, subset in enumerate(subsets):
+        values = [table[subset][key] for key in keys]
+        heights = [100 * value if value is not None else 0 for value in values]
+        at = np.arange(len(keys)) + (i - (len(subsets) - 1) / 2) * width
+        bars = ax.bar(at, heights, width * 0.92, color=COLOURS[i], label=SUBSETS.get(subset, subset))
+        texts = [f"{height:.0f}" if value is not None else "none" for height, value in zip(heights, values)]
+        ax.bar_label(bars, texts, fontsize=SMALL, padding=1)
+    chance = scores.get("chance", {}).get("bal", {})
+    for position, key in enumerate(keys):
+        if chance.get(key) is not None:
+            label = "chance (Bal)" if key == keys[0] else ""
+            ax.hlines(100 * chance[key], position - 0.48, position + 0.48, "#444444", "--", linewidth=1.2, label=label)
+    ax.set_xticks(np.arange(len(keys)), [_label(key) for key in keys])
+    ax.set_ylim(0, 108)
+    ax.set_yticks(range(0, 101, 20))
+    ax.set_ylabel("accuracy (%)")
+    _plain(ax)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=SMALL, frameon=False)
+    if title:
+        figure.suptitle(_label(title, 45), fontsize=12)
+    return figure
+
+
+def probe_figure(probes: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """
+    Heat maps of what `probe_matrix` returns: rows are feature blocks, columns the tasks read from them, numbers in %.
+    The colour is the distance above chance, so that a clean block is white off its own column.
+    """
+    names = [name for name in probes if name != "chance"]
+    chance = probes.get("chance", {})
+    blocks = list(probes[names[0]])
+    keys = list(probes[names[0]][blocks[0]])
+    figure = _figure(len(names) * (0.55 * len(blocks) + 1.1), max(WIDTH, 1.1 * len(keys) + 2))
+    for ax, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names):
+        values = np.array([[probes[name][b].get(k) for k in keys] for b in blocks], dtype=float)
+        # Without a stated chance the best constant guess is not known: colour from 1/2.
+        floor = np.array([0.5 if chance.get(k) is None else chance[k] for k in keys])
+        above = (values - floor) / np.maximum(1 - floor, 1e-6)
+        ax.imshow(np.ma.masked_invalid(above), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            text = "none" if np.isnan(value) else f"{100 * value:.0f}"
+            dark = above[row, column] > 0.6
+            ax.text(column, row, text, ha="center", va="center", fontsize=11, color="white" if dark else "black")
+        ticks = [
+            _label(key) + (f"\n(chance {100 * chance[key]:.0f})" if chance.get(key) is not None else "") for key in keys
+        ]
+        ax.set_xticks(range(len(keys)), ticks, fontsize=SMALL)
+        ax.set_yticks(range(len(blocks)), [_label(block, 18) for block in blocks], fontsize=SMALL)
+        ax.set_title(f"{name} probe: column's label read from row's block (%)", fontsize=10)
+        ax.tick_params(length=0)
+    return figure
+
+
+def _series(history: Sequence[Mapping[str, Any]], prefix: str) -> dict[str, list[float]]:
+    """Values per epoch of all keys that start with the prefix, NaN where an epoch lacks one, empty series left out."""
+    keys = dict.fromkeys(key for row in history for key in row if key.startswith(prefix))
+    series = {
+        key.removeprefix(prefix): [np.nan if row.get(key) is None else float(row[key]) for row in history]
+        for key in keys
+    }
+    return {name: values for name, values in series.items() if np.isfinite(values).any()}
+
+
+def training_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """
+    The course of training, one panel each for the task losses, the loss scales gamma, the mutual information with
+    its weight lambda, the attention weights, and the accuracy on the select set. Panels without data are left out.
+
+    Args:
+        history: a row per epoch with "epoch" and any of "loss_<task>", "gamma_<task>", "mi", "mi_<factor>", "lambda",
+            "attention_<factor>", "select_accuracy_<task>", "select_cell_balanced".
+    """
+    select = _series(history, "select_accuracy_")
+    if balanced := _series(history, "select_cell_balanced"):
+        select = {**select, "y, cells balanced": balanced[""]}
+    mi = _series(history, "mi_")
+    if total := _series(history, "mi").get(""):
+        mi = {"total MI": total, **mi}
+    weight = _series(history, "lambda").get("")
+    panels = [
+        ("task loss (cross-entropy, nats)", _series(history, "loss_")),
+        ("loss scale gamma", _series(history, "gamma_")),
+        ("mutual information (nats)", mi),
+        ("attention weight", _series(history, "attention_")),
+        ("accuracy on the select set (%)", {k: list(100 * np.array(v)) for k, v in select.items()}),
+    ]
+    panels = [panel for panel in panels if panel[1]]
+    figure = _figure(max(1, len(panels)) * 1.75 + 0.5)
+    axes = figure.subplots(max(1, len(panels)), sharex=True, squeeze=False)[:, 0]
+    if not panels:
+        axes[0].set_axis_off()
+        axes[0].text(0.5, 0.5, "no training history", ha="center")
+        return figure
+    epochs = [row.get("epoch", i) for i, row in enumerate(history)]
+    mark = "o" if len(history) < 3 else ""  # a line needs two points to be seen
+    # One colour and dash per name in all panels, y first. Dashes show equal lines that would hide one another.
+    names = sorted(dict.fromkeys(name for _, series in panels for name in series), key=lambda name: name != "y")
+    lines = {}
+    for ax, (title, series) in zip(axes, panels):
+        for name, values in series.items():
+            i = names.index(name)
+            style = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)], "marker": mark}
+            lines[name] = ax.plot(epochs, values, linewidth=1.6, label=_label(name, 18), **style)[0]
+        ax.set_title(title, fontsize=10, loc="left")
+        _plain(ax)
+        if title.startswith("mutual") and weight:
+            other = ax.twinx()
+            lines["lambda"] = other.plot(epochs, weight, color="#888888", linewidth=1, marker=mark, label="lambda")[0]
+            other.set_ylabel("lambda", fontsize=SMALL)
+            other.tick_params(labelsize=SMALL)
+            other.spines["top"].set_visible(False)
+            other.set_ylim(bottom=0)
+    axes[-1].set_xlabel("epoch", fontsize=SMALL)
+    figure.legend(
+        handles=list(lines.values()), loc="outside lower center", ncols=3, fontsize=SMALL, frameon=False, handlelength=3
+    )
+    return figure
+
+
+def tsne_figure(points_by_block: Mapping[str, np.ndarray], labels_by_task: Mapping[str, np.ndarray]) -> Figure:
+    """
+    Scatter plots of embedded feature blocks. A disentangled block separates its own label (the diagonal) and no other.
+
+    Args:
+        points_by_block: points `(m, 2)` per feature block: the rows.
+        labels_by_task: class indices `(m,)` of the same rows, -1 where missing, per task: the columns.
+    """
+    blocks, tasks = list(points_by_block), list(labels_by_task)
+    figure = _figure(1.9 * len(blocks) + 0.5, max(WIDTH, 1.9 * len(tasks)))
+    axes = figure.subplots(len(blocks), len(tasks), squeeze=False)
+    for row, block in enumerate(blocks):
+        points = np.asarray(points_by_block[block])
+        for column, task in enumerate(tasks):
+            ax, labels = axes[row, column], np.asarray(labels_by_task[task])
+            if len(labels) != len(points):
+                raise ValueError(
+                    f"block '{block}' has {len(points)} points, but task '{task}' has {len(labels)} labels."
+                )
+            # All classes in one call, in a shuffled order: a class drawn last would hide the others.
+            order = np.random.default_rng(0).permutation(np.flatnonzero(labels >= 0))
+            colours = [COLOURS[label % len(COLOURS)] for label in labels[order]]
+            ax.scatter(points[order, 0], points[order, 1], s=7, c=colours, alpha=0.7, linewidths=0)
+            ax.set_xticks([])
+            ax.set_yticks([])
+            if row == 0:
+                ax.set_title(f"coloured by\n{_label(task)}", fontsize=10)
+            if column == 0:
+                ax.set_ylabel(_label(block), fontsize=10)
+    return figure
+
+
+def cooccurrence_figure(
+    subset_labels: Mapping[str, np.ndarray], task_names: Sequence[str], class_names: Sequence[Sequence[str]]
+) -> Figure:
+    """
+    How often each class of y occurs with each class of every factor, as raw counts.
+
+    Args:
+        subset_labels: labels `(n, 1 + N)`, primary first, -1 where missing, per subset: the rows.
+        task_names: name per task, primary first; the factors are the columns.
+        class_names: names of the classes, per task.
+    """
+    subsets, factors = list(subset_labels), range(1, len(task_names))
+    figure = _figure(1.45 * len(subsets) + 0.4, max(WIDTH, 2.4 * len(factors)))
+    axes = figure.subplots(len(subsets), max(1, len(factors)), squeeze=False)
+    for row, subset in enumerate(subsets):
+        labels = np.asarray(subset_labels[subset])
+        if labels.ndim != 2 or labels.shape[1] != len(task_names):
+            raise ValueError(f"labels of subset '{subset}' must have shape (n, {len(task_names)}); got {labels.shape}.")
+        for column, factor in enumerate(factors):
+            ax = axes[row, column]
+            counts = np.zeros((len(class_names[0]), len(class_names[factor])), dtype=int)
+            both = labels[(labels[:, 0] >= 0) & (labels[:, factor] >= 0)]
+            np.add.at(counts, (both[:, 0], both[:, factor]), 1)
+            share = counts / max(1, counts.sum())
+            # Equal counts are half dark in every picture, so that subsets compare.
+            top = 2 / counts.size
+            ax.imshow(share, cmap="Blues", vmin=0, vmax=top, aspect="auto")
+            for (i, j), count in np.ndenumerate(counts):
+                colour = "white" if share[i, j] > 0.6 * top else "black"
+                ax.text(j, i, f"{count}", ha="center", va="center", fontsize=10, color=colour)
+            ax.set_xticks(range(counts.shape[1]), [_label(name, 10) for name in class_names[factor]], fontsize=SMALL)
+            first = [_label(name, 10) for name in class_names[0]] if column == 0 else []
+            ax.set_yticks(range(len(first)), first, fontsize=SMALL)
+            ax.tick_params(length=0)
+            if column == 0:
+                ax.set_ylabel(f"{_label(subset)}\n{_label(task_names[0])}", fontsize=SMALL)
+            if row == 0:
+                ax.set_title(_label(task_names[factor], 20), fontsize=10)
+    return figure
+
+
+def sample_figure(images: np.ndarray, titles: Sequence[str]) -> Figure:
+    """
+    Sample images in a grid of up to four columns, each in its own grey scale.
+
+    Args:
+        images: `(k, C, H, W)`, or `(k, C, H, W, depth)` of which the middle slice is shown. Three channels are read as
+            red, green and blue; else the first channel is shown.
+        titles: k titles, e.g. the cells.
+    """
+    images = np.asarray(images, dtype=float)
+    if not len(images) or len(images) != len(titles):
+        raise ValueError(f"images and titles must be equally many, one or more; got {len(images)} and {len(titles)}.")
+    if images.ndim not in (4, 5):
+        raise ValueError(f"images must have shape (k, C, H, W) or (k, C, H, W, depth); got {images.shape}.")
+    if images.ndim == 5:
+        images = images[..., images.shape[-1] // 2]
+    columns = min(4, len(images))
+    rows = -(-len(images) // columns)
+    longest = max(_label(title, 15).count("\n") + 1 for title in titles)
+    figure = _figure(rows * (WIDTH / 4 + 0.17 * longest + 0.1), WIDTH * max(2, columns) / 4)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes:
+        ax.set_axis_off()
+    for ax, image, title in zip(axes, images, titles):
+        picture = np.moveaxis(image, 0, -1) if len(image) == 3 else image[0]
+        low, high = np.nanmin(picture), np.nanmax(picture)
+        ax.imshow((picture - low) / (high - low if high > low else 1.0), cmap="gray", vmin=0, vmax=1)
+        ax.set_title(_label(title, 15), fontsize=SMALL)
+    return figure
+
+
+def save_figures(figures: Mapping[str, Figure], folder: str | os.PathLike) -> list[Path]:
+    """
+    Write every figure as `<name>.png` into the folder, which is made where it is missing.
+
+    Returns:
+        The files' paths.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=150)
+    return paths

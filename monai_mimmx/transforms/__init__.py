@@ -1,0 +1,8 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Transforms that MONAI lacks."""
+
+from monai_mimmx.transforms.axial_slice import AxialSliced
+from monai_mimmx.transforms.batch_augment import RandBatchAugment
+
+__all__ = ["AxialSliced", "RandBatchAugment"]

@@ -1,0 +1,167 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Light random augmentation of a whole batch where it stands: shift, flip, gain and noise per sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from monai.transforms import Randomizable
+
+
+def shift_image(image: torch.Tensor, shift: tuple[int, ...], *, out: torch.Tensor | None = None) -> torch.Tensor:
+    """Shift an image by whole pixels; what moves in is the nearest edge.
+
+    Args:
+        image: `(C, *spatial)`.
+        shift: pixels per spatial axis, positive towards higher indices; at least one pixel of each axis stays inside.
+        out: where the result goes, not the image itself; None: a new tensor.
+
+    Returns:
+        `(C, *spatial)` with `out[c, i] = image[c, clip(i - shift)]`.
+
+    Raises:
+        ValueError: as many shifts as spatial axes are expected, each smaller than its axis.
+
+    Example:
+        >>> shift_image(torch.tensor([[1.0, 2.0, 3.0]]), (1,)).tolist()
+        [[1.0, 1.0, 2.0]]
+    """
+    if len(shift) != image.ndim - 1 or any(abs(s) >= n for s, n in zip(shift, image.shape[1:], strict=False)):
+        raise ValueError(f"expected a shift below each of the spatial sizes {tuple(image.shape[1:])}, got {shift}")
+    out = torch.empty_like(image) if out is None else out
+    source = tuple(slice(max(-s, 0), n - max(s, 0)) for s, n in zip(shift, image.shape[1:], strict=True))
+    target = tuple(slice(max(s, 0), n + min(s, 0)) for s, n in zip(shift, image.shape[1:], strict=True))
+    out[(slice(None), *target)] = image[(slice(None), *source)]
+    for axis, s in enumerate(shift, start=1):
+        size = image.shape[axis]
+        if s > 0:
+            out.narrow(axis, 0, s).copy_(out.narrow(axis, s, 1).expand_as(out.narrow(axis, 0, s)))
+        elif s < 0:
+            out.narrow(axis, size + s, -s).copy_(out.narrow(axis, size + s - 1, 1).expand_as(out.narrow(axis, size + s, -s)))
+    return out
+
+
+class RandBatchAugment(Randomizable):
+    """Augment each sample of a batch at random: flip, shift with edge replication, gain, additive Gaussian noise.
+
+    All draws come from one CPU generator, so that a run repeats and resumes on any device. The noise of a batch is cut
+    at random places out of one random field of two images' size, because a normal number per pixel would cost more
+    than everything else together.
+
+    Args:
+        max_shift: largest shift in pixels along each axis, uniform in [-max_shift, max_shift].
+        noise_std: standard deviation of the noise, in units of the pixels.
+        flip_prob: probability of a flip, in [0, 1].
+        flip_axis: spatial axis that is flipped.
+        intensity: the gain is uniform in [1 - intensity, 1 + intensity].
+        seed: of the generator; None: a random one.
+
+    Raises:
+        ValueError: an option out of its range.
+
+    Example:
+        >>> augment = RandBatchAugment(max_shift=2, noise_std=0.1, seed=0)
+        >>> augment(torch.zeros(4, 1, 8, 8)).shape
+        torch.Size([4, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        *,
+        max_shift: int = 4,
+        noise_std: float = 0.05,
+        flip_prob: float = 0.0,
+        flip_axis: int = 0,
+        intensity: float = 0.0,
+        seed: int | None = 0,
+    ) -> None:
+        if isinstance(max_shift, bool) or not isinstance(max_shift, int) or max_shift < 0:
+            raise ValueError(f"expected max_shift to be a whole number of 0 or more, got {max_shift!r}")
+        if not noise_std >= 0:
+            raise ValueError(f"expected noise_std to be 0 or more, got {noise_std!r}")
+        if not 0 <= flip_prob <= 1:
+            raise ValueError(f"expected flip_prob to be from 0 to 1, got {flip_prob!r}")
+        if not 0 <= intensity < 1:
+            raise ValueError(f"expected intensity to be from 0 to below 1, got {intensity!r}")
+        if flip_axis < 0:
+            raise ValueError(f"expected flip_axis to be a spatial axis counted from 0, got {flip_axis!r}")
+        self.max_shift = max_shift
+        self.noise_std = noise_std
+        self.flip_prob = flip_prob
+        self.flip_axis = flip_axis
+        self.intensity = intensity
+        self._generator = torch.Generator()
+        self.set_random_state(seed=seed)
+
+    def set_random_state(self, seed: int | None = None, state: Any = None) -> RandBatchAugment:
+        """Start the generator anew from a seed, or from a state of `get_state`; neither: from a random seed."""
+        if state is not None:
+            self.set_state(state)
+        elif seed is not None:
+            self._generator.manual_seed(seed)
+        else:
+            self._generator.seed()
+        return self
+
+    def get_state(self) -> torch.Tensor:
+        """The generator's state, a byte tensor."""
+        return self._generator.get_state()
+
+    def set_state(self, state: torch.Tensor) -> None:
+        """Go on from a state of `get_state`."""
+        self._generator.set_state(state.cpu())
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The generator's state, for checkpoints."""
+        return {"generator": self.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
+        """Go on from a checkpoint."""
+        self.set_state(state_dict["generator"])
+
+    def randomize(self, data: Any = None) -> None:
+        """Nothing to do: the draws depend on the batch and are made when it is seen."""
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        """Augment a batch.
+
+        Args:
+            batch: `(B, C, *spatial)`, floating point; not changed.
+
+        Returns:
+            A new tensor of the same shape, dtype and device.
+
+        Raises:
+            TypeError: a batch that is no floating-point tensor.
+            ValueError: no spatial axis, an axis that is not larger than `max_shift`, or no such `flip_axis`.
+        """
+        if not isinstance(batch, torch.Tensor) or not batch.is_floating_point():
+            raise TypeError(f"expected a floating-point tensor, got {getattr(batch, 'dtype', type(batch).__name__)}")
+        spatial = batch.shape[2:]
+        if batch.ndim < 3 or min(spatial) <= self.max_shift or self.flip_axis >= len(spatial):
+            raise ValueError(
+                f"expected a batch (B, C, *spatial) with spatial sizes above max_shift={self.max_shift} and an axis "
+                f"flip_axis={self.flip_axis}, got shape {tuple(batch.shape)}"
+            )
+        count, size = len(batch), batch[0].numel() if len(batch) else 0
+        draw = self._generator
+        shifts = torch.randint(-self.max_shift, self.max_shift + 1, (count, len(spatial)), generator=draw).tolist()
+        flips = (torch.rand(count, generator=draw) < self.flip_prob).tolist()
+        gains = (1 + self.intensity * (2 * torch.rand(count, generator=draw) - 1)).tolist()
+        offsets = torch.randint(0, size + 1, (count,), generator=draw).tolist()
+        signs = (2 * torch.randint(0, 2, (count,), generator=draw) - 1).tolist()
+        field = torch.randn(2 * size, generator=draw).to(device=batch.device, dtype=batch.dtype)
+        out = torch.empty_like(batch, memory_format=torch.contiguous_format)
+        for index in range(count):  # one sample at a time stays in the processor's cache
+            image, new = batch[index], out[index]
+            if flips[index]:
+                image = image.flip(1 + self.flip_axis)
+            shift_image(image, tuple(shifts[index]), out=new)
+            if self.intensity:
+                new.mul_(gains[index])
+            if self.noise_std:
+                noise = field.narrow(0, offsets[index], size).view_as(new)
+                new.add_(noise, alpha=signs[index] * self.noise_std)
+        return out
