@@ -5,6 +5,7 @@
 from monai_mimmx.data.brain_cohort import write_brain_cohort
 from monai_mimmx.data.cache import CachedImages, cache_subsets, keep_batch, select_subset
 from monai_mimmx.data.fashion_mnist import read_idx, write_fashion_cohort
+from monai_mimmx.data.image_list import list_images
 from monai_mimmx.data.sampling import make_sampler
 from monai_mimmx.data.splits import (
     CorrelatedSplit,
@@ -26,6 +27,7 @@ __all__ = [
     "cell_index",
     "describe_subsets",
     "keep_batch",
+    "list_images",
     "make_sampler",
     "make_subsets",
     "parse_tasks",

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 __all__ = ["COHORT_VERSION", "brain_volume", "write_brain_cohort"]
 
-COHORT_VERSION = "0.3"
+COHORT_VERSION = "1"
 """Changes whenever the same (scale, seed) would give other volumes or another table."""
 
 SHAPE = (132, 132, 3)
@@ -155,7 +155,7 @@ def _draw(rng: np.random.Generator, *, decades: float, male: float, ukb: float) 
 
     # Scanner: contrast. Fluid is brighter where the images are sharper, or else one scanner's brains would look older.
     grey = 0.695 - 0.08 * ukb + 0.012 * n[27]
-    csf = 0.165 + 0.085 * ukb + 0.02 * n[28]
+    csf = 0.155 + 0.12 * ukb + 0.02 * n[28]
     deep = grey + 0.07
 
     gx, gy, gz = _grid()
@@ -262,7 +262,8 @@ def _scan(rng: np.random.Generator, image: np.ndarray, *, ukb: bool) -> np.ndarr
     image = gaussian_filter1d(gaussian_filter1d(image, blur, axis=1, truncate=3), blur, axis=2, truncate=3)
     image = image * shading.astype(np.float32)
     real = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(noise)
-    image = _length(image + real, real[:, ::-1, ::-1])  # the other channel's noise: the same one turned round, at half the cost
+    imaginary = real[:, ::-1, ::-1]  # as good as independent, at no cost
+    image = _length(image + real, imaginary)
     return np.clip(image * (150 * math.exp(0.06 * n[5])) + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -307,7 +308,9 @@ def _header() -> bytes:
 
 
 def _write_subjects(folder: pathlib.Path, rows: list[tuple[int, str, float, str, str]], seed: int) -> int:
-    np.empty(1 << 23, np.uint8)  # freed at once: glibc then keeps blocks below this size instead of returning each to the system
+    np.empty(
+        1 << 23, np.uint8
+    )  # freed at once: from then on glibc keeps blocks below this size, which saves page faults
     for index, image, age, sex, dataset in rows:
         own = np.random.SeedSequence(seed, spawn_key=(index,))
         volume = brain_volume(age=age, sex=sex, dataset=dataset, seed=own)
@@ -344,20 +347,31 @@ def _existing(folder: pathlib.Path, marker: dict) -> bool:
     try:
         found = json.loads((folder / "cohort.json").read_text())
     except (OSError, ValueError):
-        raise ValueError(f"expected an empty folder or a brain cohort, got {folder} without a readable cohort.json: {way_out}") from None
+        raise ValueError(
+            f"expected an empty folder or a brain cohort, got {folder} without a readable cohort.json: {way_out}"
+        ) from None
     for key, expected in marker.items():
         if not isinstance(found, dict) or found.get(key) != expected:
             received = found.get(key) if isinstance(found, dict) else found
-            raise ValueError(f"expected a brain cohort of {key} {expected}, got {key} {received} in {folder}: {way_out}")
+            raise ValueError(
+                f"expected a brain cohort of {key} {expected}, got {key} {received} in {folder}: {way_out}"
+            )
     images = folder / "images"
     count = sum(1 for _ in images.iterdir()) if images.is_dir() else 0
     if not (folder / "labels.csv").is_file() or count < sum(marker["counts"].values()):
-        raise ValueError(f"expected labels.csv and {sum(marker['counts'].values())} images, got {count} images in {folder}: {way_out}")
+        raise ValueError(
+            f"expected labels.csv and {sum(marker['counts'].values())} images, got {count} images in {folder}: {way_out}"
+        )
     return True
 
 
 def write_brain_cohort(
-    folder: str | os.PathLike, *, scale: float = 1.0, seed: int = 0, num_workers: int | None = None, progress: bool = True
+    folder: str | os.PathLike,
+    *,
+    scale: float = 1.0,
+    seed: int = 0,
+    num_workers: int | None = None,
+    progress: bool = True,
 ) -> pathlib.Path:
     """Write the embedded brain cohort once and return its `labels.csv`; a complete one is reused.
 
@@ -409,7 +423,9 @@ def write_brain_cohort(
         if free < need:
             raise OSError(f"{need / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
         rows = list(zip(range(len(table)), table["image"], table["age"], table["sex"], table["dataset"], strict=True))
-        with tqdm(total=len(table), desc="writing the brain cohort", unit="volume", mininterval=0.5, disable=not progress) as bar:
+        with tqdm(
+            total=len(table), desc="writing the brain cohort", unit="volume", mininterval=0.5, disable=not progress
+        ) as bar:
             for done in _progress(partial, rows, seed, num_workers):
                 bar.update(done)
         table.to_csv(partial / "labels.csv", index=False, float_format="%.1f")
@@ -420,7 +436,9 @@ def write_brain_cohort(
             if not _existing(folder, marker):
                 raise
     except OSError as error:
-        raise OSError(f"cannot write the brain cohort to {folder} ({error}): name a writable folder with enough space") from error
+        raise OSError(
+            f"cannot write the brain cohort to {folder} ({error}): name a writable folder with enough space"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             if partial.exists():

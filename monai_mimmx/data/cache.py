@@ -42,8 +42,8 @@ def keep_batch(batch: Batch) -> Batch:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost error, on one line: MONAI wraps a reader's error several times."""
-    while (inner := error.__cause__ or error.__context__) is not None:
+    """The error that a transform raised, on one line, out of MONAI's "applying transform ..." around it."""
+    while str(error).startswith("applying transform") and (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
@@ -61,7 +61,7 @@ def _load(path: str, transform: Transform, dtype: str, shape: tuple[int, ...] | 
     if pixels.ndim < 2 or pixels.size == 0:
         raise ValueError(f"expected a channel-first image after the transform, got shape {pixels.shape}")
     if shape is not None and pixels.shape != shape:
-        raise ValueError(f"its shape after the transform is {pixels.shape}, but that of the first image is {shape}")
+        raise ValueError(f"its shape after the transform is {pixels.shape}, but that of the first file is {shape}")
     low, high = float(pixels.min()), float(pixels.max())
     if not np.isfinite(low) or not np.isfinite(high):
         raise ValueError(f"it holds NaN or infinite pixels ({int((~np.isfinite(pixels)).sum())} of {pixels.size})")
@@ -125,13 +125,15 @@ def _fill_all(job: dict[str, Any], num_workers: int, progress: bool) -> list[tup
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time build a cache file; where locks do not exist, each builds its own and the last wins."""
+def _locked(path: Path) -> Iterator[bool]:
+    """Let one process at a time build a cache file; yields False where locks do not exist and each builds its own."""
+    held = False
     with path.open("w") as file:
         if fcntl is not None:
             with contextlib.suppress(OSError):  # some network file systems have no locks
                 fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+                held = True
+        yield held
 
 
 def _cache_key(paths: Sequence[str], describe: Callable[[int], str], transform_key: str, dtype: str) -> str:
@@ -189,7 +191,9 @@ def _build(
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{key}.npy"
     if not target.exists():
-        with _locked(folder / f".{key}.lock"):
+        with _locked(folder / f".{key}.lock") as alone:
+            for left_over in folder.glob(f".{key}.*.npy") if alone else ():  # of a process that was killed
+                left_over.unlink()
             if not target.exists():  # built while this process waited for the lock
                 temporary = folder / f".{key}.{os.getpid()}.npy"
 
@@ -325,7 +329,9 @@ class CachedImages(Dataset):
             known = known[~known.index.duplicated()]
             missing = ~rows["image"].isin(known.index)
             if missing.any():
-                raise ValueError(f"{int(missing.sum())} images are not cached, the first is {rows['image'][missing].iloc[0]}")
+                raise ValueError(
+                    f"{int(missing.sum())} images are not cached, the first is {rows['image'][missing].iloc[0]}"
+                )
             view._set_rows(rows, self.task_names, known.loc[rows["image"]].to_numpy())
         else:
             picked = np.asarray(rows, dtype=np.int64)
@@ -359,7 +365,9 @@ class CachedImages(Dataset):
 
 def _check_columns(frame: pd.DataFrame, task_names: Sequence[str], what: str) -> None:
     if missing := [name for name in ("image", *task_names) if name not in frame.columns]:
-        raise ValueError(f"expected {what} to have the columns image and {', '.join(task_names)}, got no {missing[0]!r}")
+        raise ValueError(
+            f"expected {what} to have the columns image and {', '.join(task_names)}, got no {missing[0]!r}"
+        )
     if not len(frame):
         raise ValueError(f"expected {what} to have at least one row, got none")
 
@@ -401,7 +409,7 @@ def cache_subsets(
     for name, frame in subsets.items():
         _check_columns(frame, task_names, f"subset {name!r}")
     union = pd.concat([frame[["image", *task_names]] for frame in subsets.values()], ignore_index=True)
-    origin = pd.Series([f"subset {name!r}, row {row}" for name, frame in subsets.items() for row in frame.index])
+    origin = pd.Series([f"{row} of subset {name!r}" for name, frame in subsets.items() for row in frame.index])
     first = ~union["image"].duplicated()
     whole = CachedImages(
         # The key must not depend on which subset lists an image first, so the images are sorted.

@@ -50,10 +50,12 @@ def _parse_idx(content: bytes, path: Path) -> np.ndarray:
     if content[2] != 8:
         raise ValueError(f"{path}: expected unsigned bytes (IDX type 8), got IDX type {content[2]}")
     start = 4 + 4 * content[3]
+    if len(content) < start:
+        raise ValueError(f"{path}: the file ends within its header of {start} bytes: fetch it again")
     shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4"))
-    if len(content) < start or len(content) - start != math.prod(shape):
+    if len(content) - start != math.prod(shape):
         raise ValueError(
-            f"{path}: expected {math.prod(shape)} bytes for the shape {shape}, got {max(len(content) - start, 0)}: "
+            f"{path}: expected {math.prod(shape)} bytes for the shape {shape}, got {len(content) - start}: "
             "the file is cut off or damaged, fetch it again"
         )
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
@@ -129,21 +131,20 @@ def render(images: np.ndarray, bar: np.ndarray, scanner: np.ndarray, rng: np.ran
         (2, 28, 28)
     """
     count, height, width = images.shape
-    pixels = images.astype(np.float32) / 255
-    inset = rng.integers(0, 3, count)
-    left = np.where(bar == 0, inset, width - 2 - inset)[:, None, None]
-    length = rng.integers(10, 19, count)
-    top = np.floor(rng.random(count) * (height - length + 1)).astype(np.int64)[:, None, None]
-    bottom = top + length[:, None, None]
+    pixels = images / 255
+    each = (count, 1, 1)
+    bar, scanner = bar.reshape(each), scanner.reshape(each)
+    inset = rng.integers(0, 3, each)
+    left = np.where(bar == 0, inset, width - 2 - inset)
+    length = rng.integers(10, 19, each)
+    top = np.floor(rng.random(each) * (height - length + 1))
     rows, columns = np.arange(height)[None, :, None], np.arange(width)[None, None, :]
-    in_bar = (columns >= left) & (columns < left + 2) & (rows >= top) & (rows < bottom)
-    brightness = rng.uniform(0.7, 1.0, count).astype(np.float32)[:, None, None]
-    pixels = np.where(in_bar, brightness, pixels)
-    gamma = np.where(scanner == 0, rng.uniform(0.65, 0.95, count), rng.uniform(1.2, 1.7, count))
-    noise = np.where(scanner == 0, rng.uniform(0.005, 0.02, count), rng.uniform(0.05, 0.08, count))
-    gain = np.where(scanner == 0, rng.uniform(0.72, 0.86, count), rng.uniform(0.55, 0.70, count))
-    pixels = 0.12 + gain[:, None, None] * pixels ** gamma[:, None, None]
-    pixels = pixels + noise[:, None, None] * rng.standard_normal(pixels.shape, dtype=np.float32)
+    in_bar = (columns >= left) & (columns < left + 2) & (rows >= top) & (rows < top + length)
+    pixels = np.where(in_bar, rng.uniform(0.7, 1.0, each), pixels)
+    gamma = np.where(scanner == 0, rng.uniform(0.65, 0.95, each), rng.uniform(1.2, 1.7, each))
+    noise = np.where(scanner == 0, rng.uniform(0.005, 0.02, each), rng.uniform(0.05, 0.08, each))
+    gain = np.where(scanner == 0, rng.uniform(0.72, 0.86, each), rng.uniform(0.55, 0.70, each))
+    pixels = 0.12 + gain * pixels**gamma + noise * rng.standard_normal(pixels.shape)
     return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -210,7 +211,10 @@ def write_fashion_cohort(
         for part in ("train", "t10k"):
             images, y = _read_source(origin, part)
             rows = np.concatenate(
-                [rng.permutation(np.flatnonzero(y == label))[: math.ceil(scale * (y == label).sum())] for label in (0, 1)]
+                [
+                    rng.permutation(np.flatnonzero(y == label))[: math.ceil(scale * (y == label).sum())]
+                    for label in (0, 1)
+                ]
             )
             images, y = _shifted(images[rows], rng), y[rows]
             subjects = np.array([f"{part}-{row:05d}" for row in rows])
@@ -223,9 +227,8 @@ def write_fashion_cohort(
                 if split == "train":
                     combinations = [_training_factors(y[members], rng)]
                 else:
-                    shape = len(members)
                     combinations = [
-                        (np.full(shape, bar), np.full(shape, scanner))
+                        (np.full(len(members), bar), np.full(len(members), scanner))
                         for bar, scanner in itertools.product((0, 1), (0, 1))
                     ]
                 for bar, scanner in combinations:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 from monai_mimmx.data.tables import PARTITIONS, Task
+
+logger = logging.getLogger(__name__)
 
 NATURAL = "natural"
 KINDS = ("correlated", "inverted", "balanced")
@@ -208,33 +211,24 @@ class CorrelatedSplit:
 
     def _draw(self, labels: np.ndarray, kind: str, size: int | None) -> np.ndarray:
         cells, compose, largest, describe = self._plan(labels, kind)
-        if size is None:
-            size = largest
-        if size < 1 or size > largest:
-            wanted = max(size, 1)
-            needed, there = compose(wanted), np.bincount(cells[cells >= 0], minlength=len(compose(0)))
-            short = np.flatnonzero(needed > there)
-            # A smaller size than the largest may still be short of one row somewhere: rounding is not monotone.
-            if len(short):
-                cell = int(short[np.argmin(there[short] / needed[short])])
-                raise ValueError(
-                    f"a {kind} subset of {wanted} rows needs {needed[cell]} rows with {describe(cell)}, but the table "
-                    f"has {there[cell]}; the largest size possible is {largest}"
-                )
-            if size < 1:
-                raise ValueError(f"expected size to be 1 or more, got {size}")
+        if size is not None and size < 1:
+            raise ValueError(f"expected size to be 1 or more, got {size}")
+        size = size or max(largest, 1)
         needed = compose(size)
-        rng = np.random.default_rng([self.seed, KINDS.index(kind)])
-        order = rng.permutation(len(cells))
-        order = order[np.argsort(cells[order], kind="stable")]  # grouped by cell, shuffled within
-        starts = np.searchsorted(cells[order], np.arange(len(needed)))
-        there = np.searchsorted(cells[order], np.arange(len(needed)), side="right") - starts
+        there = np.bincount(cells[cells >= 0], minlength=len(needed))
         if (needed > there).any():
-            cell = int(np.flatnonzero(needed > there)[0])
+            cell = int(np.argmax(needed - there))
             raise ValueError(
                 f"a {kind} subset of {size} rows needs {needed[cell]} rows with {describe(cell)}, but the table has "
                 f"{there[cell]}; the largest size possible is {largest}"
             )
+        if (empty := (compose(1_000_000) > 0) & (there == 0)).any():
+            cell = int(np.flatnonzero(empty)[0])
+            logger.warning("no rows with %s: a %s subset has %d rows at most", describe(cell), kind, largest)
+        rng = np.random.default_rng([self.seed, KINDS.index(kind)])
+        order = rng.permutation(len(cells))
+        order = order[np.argsort(cells[order], kind="stable")]  # grouped by cell, shuffled within
+        starts = np.searchsorted(cells[order], np.arange(len(needed)))
         rows = np.concatenate([order[start : start + count] for start, count in zip(starts, needed, strict=True)])
         return rng.permutation(rows)
 
@@ -368,9 +362,8 @@ def make_subsets(
         labels = _labels_of(rows, tasks)
         cap = sizes.get(name)
         largest = split.max_size(labels, kind)
-        size = largest if cap is None else min(cap, largest)
         try:
-            picked = getattr(split, kind)(labels, size)
+            picked = getattr(split, kind)(labels, None if cap is None or not largest else min(cap, largest))
         except ValueError as error:
             raise ValueError(f"subset {name!r} (partition {part!r}, {len(rows)} rows): {error}") from None
         subsets[name] = rows.iloc[picked].reset_index(drop=True)

@@ -124,7 +124,7 @@ def _parse_rule(rule: Any, where: str) -> Rule:
             raise ValueError(f"{where}: expected a list of texts and numbers, got {values!r}")
         keys = frozenset(_value_key(value) for value in values)
         if blank := keys & {*BLANKS}:
-            raise ValueError(f"{where}: a blank counts as missing and cannot be listed, got {sorted(blank)[0]!r}")
+            raise ValueError(f"{where}: a blank counts as missing and cannot be listed, got {min(blank)!r}")
         return Rule(repr(values), values=keys)
     raise ValueError(f"{where}: expected {_RULE_HELP}, got {rule!r}")
 
@@ -249,9 +249,9 @@ def _classify(values: pd.Series, task: Task, path: Path) -> tuple[np.ndarray, di
         is_text = np.isnan(numbers) & (class_of == -2)
         if is_text.any():
             row = int(np.flatnonzero(is_text[codes])[0])
-            rule = next(rule.text for rule in task.classes if rule.is_interval)
+            comparison = next(rule.text for rule in task.classes if rule.is_interval)
             raise ValueError(
-                f"{path}, line {values.index[row]}, column {task.column!r}: the rule {rule!r} of task {task.name!r} "
+                f"{path}, line {values.index[row]}, column {task.column!r}: the rule {comparison!r} of task {task.name!r} "
                 f"compares numbers, but the value is {values.iloc[row]!r}: write a number, leave it blank, or use a "
                 "list of values as the rule"
             )
@@ -382,7 +382,7 @@ def read_table(
     table = table[keep]
 
     root = str(path.parent if image_root is None else Path(image_root).expanduser().absolute())
-    images = [os.path.normpath(os.path.join(root, image)) for image in table[image_column]]
+    images = [os.path.normpath(os.path.join(root, image)) for image in table[image_column].tolist()]
     frame = pd.DataFrame({"image": images, "subject": table[subject_column].to_numpy()})
     if frame["image"].duplicated().any():
         owners = frame.drop_duplicates().loc[lambda pairs: pairs["image"].duplicated(keep=False)]

@@ -22,7 +22,6 @@ from monai_mimmx.data import CachedImages, Task, cell_index, keep_batch
 from monai_mimmx.evaluation.embedding import tsne
 from monai_mimmx.evaluation.predictions import Predictions, collect_predictions
 from monai_mimmx.evaluation.probes import probe_matrix
-from monai_mimmx.evaluation.scores import accuracy as accuracy_score
 from monai_mimmx.evaluation.scores import bootstrap_interval, format_score_table, score_table
 from monai_mimmx.handlers import read_history
 from monai_mimmx.report import (
@@ -107,7 +106,7 @@ class ExperimentEvaluation:
             "config": self.settings,
             **scores,
             "interval": {
-                name: list(bootstrap_interval(subset, accuracy_score)) for name, subset in test.items()
+                name: list(bootstrap_interval(subset, "accuracy")) for name, subset in test.items()
             },
             "probe": probes["linear"],
             "probes": probes,
@@ -124,8 +123,11 @@ class ExperimentEvaluation:
         for name, subset in predictions.items():
             subset.save(self.output_dir / f"predictions_{name}.npz")
         figures = self._figures(metrics, predictions, history)
-        save_figures({name: figure for name, (figure, _) in figures.items()}, self.output_dir)
-        report = write_report(self.output_dir, metrics, figures, title=self.title)
+        paths = save_figures({name: figure for name, (figure, _) in figures.items()}, self.output_dir)
+        pictures = {
+            name: (path.read_bytes(), caption) for path, (name, (_, caption)) in zip(paths, figures.items(), strict=True)
+        }
+        report = write_report(self.output_dir, metrics, pictures, title=self.title)
         write_json(self.output_dir / "metrics.json", metrics)
         self.logger.info("\n" + format_score_table({**scores, "probes": probes}))
         self.logger.info(f"report: {report}")
@@ -155,7 +157,7 @@ class ExperimentEvaluation:
         balanced = predictions["bal"]
         points, labels = {}, {}
         for i, name in enumerate(names):
-            points[f"f_{name}"], chosen = tsne(balanced.features[:, i])
+            points[f"f_{name}"], chosen = tsne(balanced.features[:, i], max_points=500)
             labels[name] = balanced.labels[:, i]
         labels = {name: values[chosen] for name, values in labels.items()}
         figures = {

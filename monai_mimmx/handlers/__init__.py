@@ -4,13 +4,16 @@
 
 from monai_mimmx.handlers.loss_scaling import DynamicLossScaling, loss_scaling_factors
 from monai_mimmx.handlers.metrics import CellBalancedAccuracy, head_accuracies, head_output
+from monai_mimmx.handlers.prediction_writer import AttentionInferer, PredictionWriter
 from monai_mimmx.handlers.records import EpochRecorder, read_history
 from monai_mimmx.handlers.weight_averaging import WeightAveraging
 
 __all__ = [
+    "AttentionInferer",
     "CellBalancedAccuracy",
     "DynamicLossScaling",
     "EpochRecorder",
+    "PredictionWriter",
     "WeightAveraging",
     "head_accuracies",
     "head_output",

@@ -28,6 +28,8 @@ class FourConvEncoder(nn.Module):
         kernel_sizes: their kernel sizes.
         groups: groups of the group normalization.
         grid: positions per axis that are kept.
+        dropout: probability of dropping an output feature in training; small rare groups are learned by heart
+            without it.
 
     Raises:
         ValueError: unless channels, strides and kernel_sizes have four entries each.
@@ -48,6 +50,7 @@ class FourConvEncoder(nn.Module):
         kernel_sizes: Sequence[int] = (5, 3, 3, 3),
         groups: int = 8,
         grid: int = 4,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         for name, values in {"channels": channels, "strides": strides, "kernel_sizes": kernel_sizes}.items():
@@ -69,11 +72,12 @@ class FourConvEncoder(nn.Module):
                 )
             )
         self.pool = Pool[Pool.ADAPTIVEAVG, spatial_dims](grid)
+        self.dropout = nn.Dropout(dropout)
         self.out_features = channels[3] * grid**spatial_dims
 
     def forward(self, x: Tensor) -> Tensor:
         """Image `(B, C, *spatial)` to features `(B, out_features)`."""
-        return self.pool(self.convolutions(x)).flatten(1)
+        return self.dropout(self.pool(self.convolutions(x)).flatten(1))
 
 
 def densenet121_encoder(spatial_dims: int, in_channels: int) -> nn.Module:

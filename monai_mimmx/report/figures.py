@@ -136,8 +136,8 @@ def training_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
             "attention_<factor>", "select_accuracy_<task>", "select_cell_balanced".
     """
     select = _series(history, "select_accuracy_")
-    if balanced := _series(history, "select_cell_balanced"):
-        select = {**select, "y, cells balanced": balanced[""]}
+    if balanced := _series(history, "select_cell_balanced").get(""):
+        select = {**select, "y, cells balanced": balanced}
     mi = _series(history, "mi_")
     if total := _series(history, "mi").get(""):
         mi = {"total MI": total, **mi}

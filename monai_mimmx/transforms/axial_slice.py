@@ -76,9 +76,7 @@ class AxialSliced(MapTransform):
         torch.Size([1, 6, 7])
     """
 
-    def __init__(
-        self, keys: KeysCollection, position: float | str = 0.5, *, allow_missing_keys: bool = False
-    ) -> None:
+    def __init__(self, keys: KeysCollection, position: float | str = 0.5, *, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         _check_position(position)
         self.position = position
@@ -104,10 +102,9 @@ class AxialSliced(MapTransform):
             raise ValueError(f"{key!r}: the affine {affine.tolist()} does not say which axis is axial")
         axis_of = {int(world): axis for axis, world in enumerate(orientation[:, 0])}
         axial = axis_of[2]
-        position = self.position
-        if position != FOREGROUND and orientation[axial, 1] < 0:
-            position = 1 - float(position)
-        index = _slice_index(image.as_tensor(), position, 1 + axial)
+        index = _slice_index(image.as_tensor(), self.position, 1 + axial)
+        if self.position != FOREGROUND and orientation[axial, 1] < 0:
+            index = image.shape[1 + axial] - 1 - index  # the position counts from below, the file from above
         plane = image.as_tensor().select(1 + axial, index)
         in_plane = affine.copy()
         in_plane[:3, 3] += index * affine[:3, axial]

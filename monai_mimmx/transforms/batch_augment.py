@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from monai.transforms import Randomizable
 
+_FIELD_SIZE = 2**18
+
 
 def shift_image(image: torch.Tensor, shift: tuple[int, ...], *, out: torch.Tensor | None = None) -> torch.Tensor:
     """Shift an image by whole pixels; what moves in is the nearest edge.
@@ -39,16 +41,18 @@ def shift_image(image: torch.Tensor, shift: tuple[int, ...], *, out: torch.Tenso
         if s > 0:
             out.narrow(axis, 0, s).copy_(out.narrow(axis, s, 1).expand_as(out.narrow(axis, 0, s)))
         elif s < 0:
-            out.narrow(axis, size + s, -s).copy_(out.narrow(axis, size + s - 1, 1).expand_as(out.narrow(axis, size + s, -s)))
+            out.narrow(axis, size + s, -s).copy_(
+                out.narrow(axis, size + s - 1, 1).expand_as(out.narrow(axis, size + s, -s))
+            )
     return out
 
 
 class RandBatchAugment(Randomizable):
     """Augment each sample of a batch at random: flip, shift with edge replication, gain, additive Gaussian noise.
 
-    All draws come from one CPU generator, so that a run repeats and resumes on any device. The noise of a batch is cut
-    at random places out of one random field of two images' size, because a normal number per pixel would cost more
-    than everything else together.
+    All draws come from one CPU generator, so that a run repeats and resumes on any device. Where a batch has more than
+    262,144 values, its noise is cut at random places, with a random sign, out of one random field of that size (or of
+    two images), because a normal number per pixel would cost more than everything else together.
 
     Args:
         max_shift: largest shift in pixels along each axis, uniform in [-max_shift, max_shift].
@@ -138,7 +142,8 @@ class RandBatchAugment(Randomizable):
             ValueError: no spatial axis, an axis that is not larger than `max_shift`, or no such `flip_axis`.
         """
         if not isinstance(batch, torch.Tensor) or not batch.is_floating_point():
-            raise TypeError(f"expected a floating-point tensor, got {getattr(batch, 'dtype', type(batch).__name__)}")
+            received = batch.dtype if isinstance(batch, torch.Tensor) else type(batch).__name__
+            raise TypeError(f"expected a floating-point tensor, got {received}")
         spatial = batch.shape[2:]
         if batch.ndim < 3 or min(spatial) <= self.max_shift or self.flip_axis >= len(spatial):
             raise ValueError(
@@ -150,9 +155,14 @@ class RandBatchAugment(Randomizable):
         shifts = torch.randint(-self.max_shift, self.max_shift + 1, (count, len(spatial)), generator=draw).tolist()
         flips = (torch.rand(count, generator=draw) < self.flip_prob).tolist()
         gains = (1 + self.intensity * (2 * torch.rand(count, generator=draw) - 1)).tolist()
-        offsets = torch.randint(0, size + 1, (count,), generator=draw).tolist()
-        signs = (2 * torch.randint(0, 2, (count,), generator=draw) - 1).tolist()
-        field = torch.randn(2 * size, generator=draw).to(device=batch.device, dtype=batch.dtype)
+        if self.noise_std:
+            length = min(count, max(2, _FIELD_SIZE // max(size, 1))) * size
+            if length == count * size:
+                offsets = list(range(0, length, size)) if size else []
+            else:
+                offsets = torch.randint(0, length - size + 1, (count,), generator=draw).tolist()
+            signs = (2 * torch.randint(0, 2, (count,), generator=draw) - 1).tolist()
+            field = torch.randn(length, generator=draw).to(device=batch.device, dtype=batch.dtype)
         out = torch.empty_like(batch, memory_format=torch.contiguous_format)
         for index in range(count):  # one sample at a time stays in the processor's cache
             image, new = batch[index], out[index]

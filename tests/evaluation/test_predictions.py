@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -172,7 +174,7 @@ def test_collect_refuses_logits_that_are_not_finite_and_restores_the_mode():
 
 
 def test_collect_refuses_an_empty_loader_and_wrong_subjects():
-    options = {"device": "cpu", "task_names": NAMES, "num_classes": CLASSES}
+    options: dict[str, Any] = {"device": "cpu", "task_names": NAMES, "num_classes": CLASSES}
     with pytest.raises(ValueError, match="the loader gave no batch"):
         collect_predictions(Network(), [], **options)
     with pytest.raises(ValueError, match="expected 3, got 2"):

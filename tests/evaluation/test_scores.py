@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -264,7 +265,7 @@ def test_verdict_knows_a_network_that_guesses():
 
 
 def test_format_shows_the_numbers_in_their_places():
-    scores = {
+    scores: dict[str, Any] = {
         "accuracy": {
             "inv": {"y": 0.339, "sex": 0.977},  # any order: shown as Val, Inv, Bal
             "val": {"y": 0.971, "sex": 0.979},

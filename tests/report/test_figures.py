@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -98,7 +100,9 @@ def test_text_is_inside_legible_and_apart(name):
     width, height = figure.canvas.get_width_height()
     boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
     assert len(boxes) > 5
-    assert min(text.get_fontsize() for text in texts) * 390 / (72 * figure.get_figwidth()) > 9  # pixels on a phone
+    assert (
+        min(float(text.get_fontsize()) for text in texts) * 390 / (72 * figure.get_figwidth()) > 9
+    )  # pixels on a phone
     for text, box in boxes:
         assert box.x0 > -1 and box.y0 > -1 and box.x1 < width + 1 and box.y1 < height + 1, text
     for i, (one, a) in enumerate(boxes):
@@ -107,35 +111,40 @@ def test_text_is_inside_legible_and_apart(name):
             assert across <= 1 or up <= 1, f"{one!r} lies on {other!r}"
 
 
+def axes_of(figure: Figure) -> list[Any]:
+    """The figure's axes. Untyped, since matplotlib declares an axes' artists as their base classes."""
+    return list(figure.axes)
+
+
 def texts_of(figure: Figure) -> list[str]:
     return [text.get_text() for text in drawn(figure)]
 
 
 def test_accuracy_bars_have_the_heights_given():
     figure = accuracy_figure(TABLE)
-    ax = figure.axes[0]
+    ax = axes_of(figure)[0]
     heights = [[round(bar.get_height(), 6) for bar in bars] for bars in ax.containers]
     assert heights == [[97, 88, 0], [31, 87, 66], [64, 86, 65]]
     assert "none" in texts_of(figure)
     assert [text.get_text() for text in figure.legends[0].get_texts()].count("chance (Bal)") == 1
     assert sorted(float(lines.get_segments()[0][0, 1]) for lines in ax.collections) == [33, 50, 52]
-    assert not accuracy_figure({"accuracy": TABLE["accuracy"]}).axes[0].collections
+    assert not axes_of(accuracy_figure({"accuracy": TABLE["accuracy"]}))[0].collections
 
 
 def test_probe_numbers_stand_in_row_and_column():
     figure = probe_figure({"linear": {"f_y": {"y": 0.91, "sex": 0.62}, "f_sex": {"y": 0.53, "sex": 0.84}}})
-    cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
+    cells = {text.get_position(): text.get_text() for text in axes_of(figure)[0].texts}
     assert cells == {(0, 0): "91", (1, 0): "62", (0, 1): "53", (1, 1): "84"}
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["f_y", "f_sex"]
+    assert [label.get_text() for label in axes_of(figure)[0].get_yticklabels()] == ["f_y", "f_sex"]
     assert "none" in texts_of(probe_figure(PROBES))
 
 
 def test_training_leaves_out_panels_without_data():
-    panels = {ax.get_title(loc="left") for ax in training_figure(HISTORY).axes}
+    panels = {ax.get_title(loc="left") for ax in axes_of(training_figure(HISTORY))}
     assert len(panels - {""}) == 5
     few = training_figure([{"epoch": 1, "loss_y": 0.5, "mi": None}, {"epoch": 2, "loss_y": 0.25}])
-    assert [ax.get_title(loc="left") for ax in few.axes] == ["task loss (cross-entropy, nats)"]
-    line = few.axes[0].lines[0]
+    assert [ax.get_title(loc="left") for ax in axes_of(few)] == ["task loss (cross-entropy, nats)"]
+    line = axes_of(few)[0].lines[0]
     assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([1, 2], [0.5, 0.25])
     assert line.get_marker() == "o"
     assert texts_of(training_figure([])) == ["no training history"]
@@ -143,22 +152,22 @@ def test_training_leaves_out_panels_without_data():
 
 def test_training_joins_epochs_that_lack_a_value_with_a_gap():
     figure = training_figure([{"epoch": 1, "mi": 0.5}, {"epoch": 2}, {"epoch": 3, "mi": 0.1}])
-    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), [0.5, np.nan, 0.1])
+    np.testing.assert_array_equal(axes_of(figure)[0].lines[0].get_ydata(), [0.5, np.nan, 0.1])
 
 
 def test_tsne_shows_labelled_points_only_in_class_colours():
     figure = FIGURES["tsne"]()
-    assert len(figure.axes) == 9
-    shown = [len(ax.collections[0].get_offsets()) for ax in figure.axes]
+    assert len(axes_of(figure)) == 9
+    shown = [len(ax.collections[0].get_offsets()) for ax in axes_of(figure)]
     assert shown == [5, 5, 5] * 3
-    assert len(np.unique(figure.axes[2].collections[0].get_facecolors(), axis=0)) == 3
+    assert len(np.unique(axes_of(figure)[2].collections[0].get_facecolors(), axis=0)) == 3
     with pytest.raises(ValueError, match="block 'f_y' has 2 points, but task 'sex' has 3 labels"):
         tsne_figure({"f_y": np.zeros((2, 2))}, {"sex": np.zeros(3, dtype=int)})
 
 
 def test_cooccurrence_counts():
     figure = cooccurrence_figure({"train": LABELS}, ["age", "sex", "site"], [["a", "b"], ["f", "m"], ["x", "y", "z"]])
-    counts = [{text.get_position(): int(text.get_text()) for text in ax.texts} for ax in figure.axes]
+    counts = [{text.get_position(): int(text.get_text()) for text in ax.texts} for ax in axes_of(figure)]
     assert counts[0] == {(0, 0): 2, (1, 0): 1, (0, 1): 0, (1, 1): 1}  # (factor, y)
     assert counts[1] == {(0, 0): 1, (1, 0): 1, (2, 0): 1, (0, 1): 0, (1, 1): 0, (2, 1): 1}
     with pytest.raises(ValueError, match=r"labels of subset 'train' must have shape \(n, 2\); got \(6, 3\)"):
@@ -168,10 +177,10 @@ def test_cooccurrence_counts():
 def test_samples_show_the_middle_slice_colours_and_constant_images():
     volume = np.zeros((1, 1, 4, 4, 5))
     volume[..., 2] = np.arange(16).reshape(4, 4)
-    shown = sample_figure(volume, ["one"]).axes[0].images[0].get_array()
+    shown = axes_of(sample_figure(volume, ["one"]))[0].images[0].get_array()
     np.testing.assert_allclose(shown, np.arange(16).reshape(4, 4) / 15)
-    assert sample_figure(samples((3, 4, 4), 1), ["rgb"]).axes[0].images[0].get_array().shape == (4, 4, 3)
-    assert np.isfinite(sample_figure(np.ones((1, 1, 4, 4)), ["flat"]).axes[0].images[0].get_array()).all()
+    assert axes_of(sample_figure(samples((3, 4, 4), 1), ["rgb"]))[0].images[0].get_array().shape == (4, 4, 3)
+    assert np.isfinite(axes_of(sample_figure(np.ones((1, 1, 4, 4)), ["flat"]))[0].images[0].get_array()).all()
     with pytest.raises(ValueError, match="equally many, one or more; got 2 and 1"):
         sample_figure(samples(k=2), ["a"])
     with pytest.raises(ValueError, match=r"must have shape \(k, C, H, W\)"):

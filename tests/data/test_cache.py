@@ -1,0 +1,262 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from monai_mimmx.data.cache import CachedImages, cache_subsets, keep_batch
+
+TASKS = ["sick", "sex"]
+READ = Compose([LoadImaged("image", reader="PILReader"), EnsureChannelFirstd("image")])
+OPTIONS = {"transform_key": "read", "progress": False, "num_workers": 1}
+
+
+@pytest.fixture
+def frame(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{i:02d}.png" for i in range(40)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 255, (8, 6), dtype=np.uint8)).save(path)
+    return pd.DataFrame({"image": [str(p) for p in paths], "sick": np.arange(40) % 2, "sex": np.arange(40) // 20})
+
+
+class Counting:
+    """The reader, counting the calls per file."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, item):
+        self.calls.append(item["image"])
+        return READ(item)
+
+
+def pixels_of(path):
+    return np.asarray(Image.open(path), dtype=np.float32).T[None]  # MONAI puts x first
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_items_and_batches(frame, tmp_path, dtype, in_memory, workers):
+    cache_dir = None if in_memory else tmp_path / "cache"
+    data = CachedImages(frame, TASKS, READ, cache_dir=cache_dir, dtype=dtype, **{**OPTIONS, "num_workers": workers})
+    assert len(data) == 40
+    assert data.image_shape == (1, 6, 8)
+    assert data.nbytes == 40 * 48 * np.dtype(dtype).itemsize
+    for index in (0, 17, 39):
+        item = data[index]
+        assert item["image"].dtype == torch.float32
+        np.testing.assert_array_equal(item["image"].numpy(), pixels_of(frame["image"][index]))
+        assert item["label"].tolist() == [index % 2, index // 20]
+    batch = data.__getitems__([3, 39, 3])
+    assert batch["image"].dtype == torch.float32
+    assert batch["label"].dtype == torch.int64
+    torch.testing.assert_close(batch["image"], torch.stack([data[i]["image"] for i in (3, 39, 3)]))
+    torch.testing.assert_close(batch["label"], torch.stack([data[i]["label"] for i in (3, 39, 3)]))
+
+
+def test_batches_are_copies(frame):
+    data = CachedImages(frame, TASKS, READ, cache_dir=None, dtype="float32", **OPTIONS)
+    data[0]["image"].zero_()
+    data.__getitems__([0, 1])["image"].zero_()
+    data[0]["label"].fill_(7)
+    np.testing.assert_array_equal(data[0]["image"].numpy(), pixels_of(frame["image"][0]))
+    assert data.labels[0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader(frame, tmp_path, workers):
+    data = CachedImages(frame, TASKS, READ, cache_dir=tmp_path / "cache", **OPTIONS)
+    loader = DataLoader(data, batch_size=16, num_workers=workers, collate_fn=keep_batch)
+    batches = list(loader)
+    assert [len(batch["label"]) for batch in batches] == [16, 16, 8]
+    np.testing.assert_array_equal(torch.cat([b["label"] for b in batches]).numpy(), frame[TASKS].to_numpy())
+    np.testing.assert_array_equal(batches[2]["image"][7].numpy(), pixels_of(frame["image"][39]))
+
+
+def test_cache_is_reused_until_something_changes(frame, tmp_path):
+    cache = tmp_path / "cache"
+
+    def calls(**changes):
+        reader = Counting()
+        CachedImages(frame, TASKS, reader, cache_dir=cache, **{**OPTIONS, **changes})
+        return len(reader.calls)
+
+    built = 42  # each file once, the first two times more: for the shape, and to see that the transform repeats
+    assert calls() == built
+    assert calls() == 0
+    assert calls(dtype="float32") == built
+    assert calls(transform_key="other") == built
+    os.utime(frame["image"][5], ns=(0, 0))
+    assert calls() == built
+    assert calls() == 0
+    assert len(list(cache.glob("*.npy"))) == 4
+    assert not list(cache.glob(".*.npy"))
+
+
+def test_subsets_share_images_that_are_decoded_once(frame, tmp_path):
+    reader = Counting()
+    subsets = {
+        "val": frame.iloc[10:30].reset_index(drop=True),
+        "bal": frame.iloc[[29, 35, 12, 12]].reset_index(drop=True),
+    }
+    data = cache_subsets(subsets, TASKS, reader, cache_dir=tmp_path / "cache", **OPTIONS)
+    assert sorted(set(reader.calls)) == [*frame["image"][10:30], frame["image"][35]]
+    assert len(reader.calls) == 21 + 2
+    assert data["val"].images is data["bal"].images
+    assert len(data["bal"].images) == 21
+    for name, subset in subsets.items():
+        np.testing.assert_array_equal(data[name].labels, subset[TASKS].to_numpy())
+        for index, path in enumerate(subset["image"]):
+            np.testing.assert_array_equal(data[name][index]["image"].numpy(), pixels_of(path))
+    np.testing.assert_array_equal(data["bal"].images[data["bal"].rows[1]], pixels_of(frame["image"][35]))
+    reader.calls.clear()
+    cache_subsets(dict(reversed(subsets.items())), TASKS, reader, cache_dir=tmp_path / "cache", **OPTIONS)
+    assert reader.calls == []
+
+
+def test_subset_by_index_and_by_frame(frame):
+    data = CachedImages(frame, TASKS, READ, cache_dir=None, **OPTIONS)
+    by_index = data.subset([5, 30]).subset([1])
+    assert by_index.labels.tolist() == [[0, 1]]
+    np.testing.assert_array_equal(by_index[0]["image"].numpy(), pixels_of(frame["image"][30]))
+    relabelled = data.subset(frame.iloc[[30, 2]].assign(sick=[1, 1]))
+    assert relabelled.labels.tolist() == [[1, 1], [1, 0]]
+    np.testing.assert_array_equal(relabelled[1]["image"].numpy(), pixels_of(frame["image"][2]))
+    with pytest.raises(ValueError, match=r"1 images are not cached, the first is other\.png"):
+        data.subset(frame.iloc[:2].assign(image=[frame["image"][0], "other.png"]))
+
+
+def test_pickle_holds_no_pixels_of_a_file(frame, tmp_path):
+    data = CachedImages(frame, TASKS, READ, cache_dir=tmp_path / "cache", **OPTIONS)
+    state = pickle.dumps(data)
+    assert str(tmp_path / "cache").encode() in state
+    again = pickle.loads(state)
+    assert isinstance(again.images, np.memmap)
+    torch.testing.assert_close(again[7]["image"], data[7]["image"])
+
+
+def _build_in_child(frame, cache_dir, queue):
+    reader = Counting()
+    data = CachedImages(frame, TASKS, reader, cache_dir=cache_dir, **OPTIONS)
+    queue.put((len(reader.calls), float(data.images.sum(dtype=np.float64))))
+
+
+def test_two_processes_build_one_cache(frame, tmp_path):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    children = [context.Process(target=_build_in_child, args=(frame, tmp_path / "cache", queue)) for _ in range(2)]
+    for child in children:
+        child.start()
+    results = [queue.get(timeout=60) for _ in children]
+    for child in children:
+        child.join()
+    assert sorted(calls for calls, _ in results) == [0, 42]
+    assert results[0][1] == results[1][1] == sum(pixels_of(path).sum(dtype=np.float64) for path in frame["image"])
+
+
+def test_a_killed_build_leaves_nothing_behind(frame, tmp_path):
+    cache = tmp_path / "cache"
+    CachedImages(frame, TASKS, READ, cache_dir=cache, **OPTIONS)
+    finished = next(cache.glob("*.npy"))
+    left_over = cache / f".{finished.stem}.123.npy"
+    finished.rename(left_over)
+    CachedImages(frame, TASKS, READ, cache_dir=cache, **OPTIONS)
+    assert finished.exists()
+    assert not left_over.exists()
+
+
+def fails(frame, match, transform=READ, **options):
+    with pytest.raises(ValueError, match=match):
+        CachedImages(frame, TASKS, transform, cache_dir=None, **{**OPTIONS, **options})
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("row", [0, 25])
+def test_bad_files_are_named(frame, row, workers):
+    path = frame["image"][row]
+    whole = Path(path).read_bytes()
+    options = {"num_workers": workers}
+    with open(path, "wb") as file:
+        file.write(whole[: len(whole) // 2])
+    fails(frame, rf"row {row}: {path}: it cannot be read as an image \(.*truncated", **options)
+    with open(path, "w") as file:
+        file.write("not an image")
+    fails(frame, rf"row {row}: {path}: it cannot be read as an image \(.*cannot identify image file", **options)
+    Image.fromarray(np.full((8, 6), 3, np.uint8)).save(path)
+    fails(frame, rf"row {row}: {path}: all its pixels are 3", **options)
+    os.unlink(path)
+    fails(frame, rf"row {row}: {path}: the file cannot be opened", **options)
+
+
+def test_all_bad_files_are_counted(frame):
+    for row in (4, 20, 33):
+        Image.fromarray(np.zeros((8, 6), np.uint8)).save(frame["image"][row])
+    fails(frame, rf"row 4: {frame['image'][4]}: all its pixels are 0 \(and 2 more files\)")
+
+
+def test_wrong_shape_names_both(frame):
+    Image.fromarray(np.arange(63, dtype=np.uint8).reshape(9, 7)).save(frame["image"][9])
+    fails(frame, r"row 9: .*\(1, 7, 9\), but that of the first file is \(1, 6, 8\)")
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [(np.nan, r"NaN or infinite pixels \(1 of 48\)"), (-np.inf, "NaN or inf"), (-7e4, "beyond float16")],
+)
+def test_bad_pixels(frame, value, match):
+    def spoil(item):
+        image = READ(dict(item))["image"].numpy().copy()
+        if item["image"] == frame["image"][11]:
+            image[0, 2, 2] = value
+        return {"image": image}
+
+    fails(frame, rf"row 11: .*{match}", spoil)
+    if value == -7e4:
+        data = CachedImages(frame, TASKS, spoil, cache_dir=None, dtype="float32", **OPTIONS)
+        assert data[11]["image"].min() == value
+
+
+def test_subset_and_row_are_named(frame):
+    Image.fromarray(np.zeros((8, 6), np.uint8)).save(frame["image"][30])
+    subsets = {"train": frame.iloc[:20], "val": frame.iloc[20:].reset_index(drop=True)}
+    with pytest.raises(ValueError, match=r"row 10 of subset 'val': .*30\.png"):
+        cache_subsets(subsets, TASKS, READ, cache_dir=None, **OPTIONS)
+
+
+def test_other_errors(frame, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    fails(frame, "two different results", lambda item: {"image": rng.random((1, 4, 4))})
+    fails(frame, r"KeyError: 'image'", lambda item: {"picture": 1})
+    fails(frame, r"channel-first image after the transform, got shape \(5,\)", lambda item: {"image": np.arange(5)})
+    fails(frame, "one of float16, float32, got 'int8'", dtype="int8")
+    fails(frame.drop(columns="sex"), "got no 'sex'")
+    fails(frame.iloc[:0], "at least one row")
+    with pytest.raises(ValueError, match="at least one subset"):
+        cache_subsets({}, TASKS, READ, cache_dir=None, **OPTIONS)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 100})())
+    with pytest.raises(OSError, match="choose another cache_dir"):
+        CachedImages(frame, TASKS, READ, cache_dir=tmp_path / "cache", **OPTIONS)
+
+
+def _exit_in_worker(item):
+    if multiprocessing.parent_process() is not None:
+        os._exit(9)
+    return READ(item)
+
+
+def test_a_killed_worker_is_reported(frame):
+    with pytest.raises(RuntimeError, match="a worker was killed while caching images"):
+        CachedImages(frame, TASKS, _exit_in_worker, cache_dir=None, **{**OPTIONS, "num_workers": 2})

@@ -1,0 +1,252 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from monai_mimmx.data.splits import (
+    SUBSETS,
+    CorrelatedSplit,
+    balanced_weights,
+    cell_index,
+    describe_subsets,
+    make_subsets,
+    subject_partition,
+)
+from monai_mimmx.data.tables import parse_tasks
+
+
+def uniform_labels(repeats, classes=(2, 2, 2)):
+    return np.array(list(itertools.product(*map(range, classes))) * repeats)
+
+
+def counts_of(labels, rows, classes=(2, 2, 2)):
+    counts = np.zeros(classes, dtype=int)
+    np.add.at(counts, tuple(labels[rows].T), 1)
+    return counts
+
+
+def two_tasks(factors=2):
+    return parse_tasks(
+        [{"name": n, "column": n, "negative": [0], "positive": [1]} for n in ["sick", "sex", "site"][: factors + 1]]
+    )
+
+
+def cohort(seed=0, subjects=600, images=3):
+    rng = np.random.default_rng(seed)
+    count = subjects * images
+    frame = pd.DataFrame(rng.integers(0, 2, (count, 3)), columns=["sick", "sex", "site"])
+    return frame.assign(
+        image=[f"{i}.png" for i in range(count)], subject=np.repeat(np.arange(subjects), images).astype(str)
+    )
+
+
+@pytest.mark.parametrize(("kind", "agree"), [("correlated", 0.9), ("inverted", 0.1), ("balanced", 0.5)])
+def test_exact_composition(kind, agree):
+    labels = uniform_labels(1000)
+    rows = getattr(CorrelatedSplit(0.9, seed=3), kind)(labels, 2000)
+    expected = np.empty((2, 2, 2))
+    for y, z1, z2 in itertools.product((0, 1), repeat=3):
+        expected[y, z1, z2] = 1000 * (agree if z1 == y else 1 - agree) * (agree if z2 == y else 1 - agree)
+    assert len(set(rows.tolist())) == 2000
+    np.testing.assert_array_equal(counts_of(labels, rows), np.round(expected))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 10, 11, 99, 101, 1234])
+def test_composition_holds_within_rounding(size):
+    labels = uniform_labels(1000)
+    counts = counts_of(labels, CorrelatedSplit((0.9, 0.7)).correlated(labels, size))
+    assert counts.sum() == size
+    assert abs(counts[0].sum() - counts[1].sum()) <= 1
+    for y, z1, z2 in itertools.product((0, 1), repeat=3):
+        share = (0.9 if z1 == y else 0.1) * (0.7 if z2 == y else 0.3)
+        assert abs(counts[y, z1, z2] - counts[y].sum() * share) < 1
+
+
+def test_three_classes_share_the_rest_evenly():
+    labels = uniform_labels(300, (3, 3))
+    counts = counts_of(labels, CorrelatedSplit(0.8).correlated(labels, 300), (3, 3))
+    np.testing.assert_array_equal(counts, [[80, 10, 10], [10, 80, 10], [10, 10, 80]])
+    inverted = counts_of(labels, CorrelatedSplit(0.8).inverted(labels, 300), (3, 3))
+    np.testing.assert_array_equal(inverted, [[20, 40, 40], [40, 20, 40], [40, 40, 20]])
+
+
+@pytest.mark.parametrize("kind", ["correlated", "inverted", "balanced"])
+def test_max_size_is_the_largest_that_can_be_drawn(kind):
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        labels = rng.integers(0, 2, (int(rng.integers(40, 200)), 3))
+        split = CorrelatedSplit((0.8, 0.6), num_classes=(2, 2, 2))
+        largest = split.max_size(labels, kind)
+        possible = []
+        for size in range(1, len(labels) + 1):
+            try:
+                possible.append(len(getattr(split, kind)(labels, size)))
+            except ValueError:
+                continue
+        assert largest == max(possible, default=0)
+
+
+def test_natural_factor_keeps_its_distribution():
+    rng = np.random.default_rng(0)
+    y, sex = rng.integers(0, 2, 40_000), rng.integers(0, 2, 40_000)
+    age = (rng.random(40_000) < np.where(y == 1, 0.76, 0.62)).astype(int)
+    labels = np.stack([y, sex, age], axis=1)
+    split = CorrelatedSplit((0.9, "natural"), seed=2)
+    for kind, agree in (("correlated", 0.9), ("inverted", 0.1)):
+        drawn = labels[getattr(split, kind)(labels, 10_000)]
+        assert (drawn[:, 0] == drawn[:, 1]).mean() == pytest.approx(agree)
+        for value, share in ((0, 0.62), (1, 0.76)):  # five standard errors of a share of 5,000
+            assert drawn[drawn[:, 0] == value, 2].mean() == pytest.approx(share, abs=0.035)
+    balanced = counts_of(labels, split.balanced(labels, 8000))
+    assert (balanced == 1000).all()
+
+
+def test_rows_without_a_needed_factor_are_never_drawn():
+    labels = np.concatenate([uniform_labels(50), [[0, -1, 0]] * 50, [[1, 1, -1]] * 5000])
+    assert (labels[CorrelatedSplit(0.7).correlated(labels)] >= 0).all()
+    natural = CorrelatedSplit((0.7, "natural"))
+    drawn = labels[natural.correlated(labels)]
+    assert (drawn[:, 1] >= 0).all()
+    assert (drawn[:, 2] == -1).any()
+    assert (labels[natural.balanced(labels)] >= 0).all()
+
+
+def test_draws_repeat_and_differ_by_seed_and_kind():
+    labels = uniform_labels(200)
+    first = CorrelatedSplit(0.5, seed=1).correlated(labels, 400)
+    np.testing.assert_array_equal(first, CorrelatedSplit(0.5, seed=1).correlated(labels, 400))
+    assert set(first) != set(CorrelatedSplit(0.5, seed=2).correlated(labels, 400))
+    assert set(first) != set(CorrelatedSplit(0.5, seed=1).balanced(labels, 400))
+    assert (np.diff(labels[first, 0]) != 0).sum() > 100  # shuffled, not grouped by class
+
+
+def test_short_cell_is_named():
+    labels = np.concatenate([uniform_labels(100), [[0, 0, 0]] * 1000])
+    split = CorrelatedSplit(0.9, task_names=["age", "sex", "site"])
+    largest = split.max_size(labels, "correlated")
+    match = rf"correlated subset of 2000 rows needs 810 rows with \(age=1, sex=1, site=1\).* has 100; .* {largest}$"
+    with pytest.raises(ValueError, match=match):
+        split.correlated(labels, 2000)
+    assert len(split.correlated(labels)) == largest
+
+
+def test_empty_cell_is_named(caplog):
+    labels = uniform_labels(100)
+    labels = labels[~((labels == (0, 1, 1)).all(axis=1))]
+    with pytest.raises(ValueError, match=r"rows with \(y=0, z1=1, z2=1\), but the table has 0"):
+        CorrelatedSplit(0.5).balanced(labels, 80)
+    CorrelatedSplit(0.9).correlated(labels)
+    assert "no rows with (y=0, z1=1, z2=1)" in caplog.text
+
+
+@pytest.mark.parametrize("agreement", [1.1, -0.1, "naturally", True, (0.9, None), float("nan")])
+def test_wrong_agreement(agreement):
+    with pytest.raises(ValueError, match="number from 0 to 1 or 'natural'"):
+        CorrelatedSplit(agreement)
+
+
+def test_draw_errors():
+    labels = uniform_labels(10)
+    with pytest.raises(ValueError, match=r"one agreement per spurious factor \(2\), got 3"):
+        CorrelatedSplit((0.9, 0.9, 0.9)).correlated(labels)
+    with pytest.raises(ValueError, match="size to be 1 or more, got 0"):
+        CorrelatedSplit().correlated(labels, 0)
+    with pytest.raises(ValueError, match="one of correlated, inverted, balanced, got 'bal'"):
+        CorrelatedSplit().max_size(labels, "bal")
+    with pytest.raises(ValueError, match="integer labels"):
+        CorrelatedSplit().correlated(labels.astype(float))
+    with pytest.raises(ValueError, match="at least one row"):
+        CorrelatedSplit().correlated(labels[:0])
+    with pytest.raises(ValueError, match="between 'z1' and 'y' needs equal numbers of classes, got 3 and 2"):
+        CorrelatedSplit().correlated(uniform_labels(5, (2, 3)))
+    assert len(CorrelatedSplit("natural").correlated(uniform_labels(5, (2, 3)))) == 30
+
+
+def test_partition_is_by_subject_and_independent_of_order():
+    subjects = np.repeat(np.arange(100), 5).astype(str)
+    part = subject_partition(subjects, fractions=(0.5, 0.2, 0.3), seed=4)
+    owners = pd.DataFrame({"subject": subjects, "part": part}).drop_duplicates()
+    assert len(owners) == 100
+    assert owners["part"].value_counts().to_dict() == {"train": 50, "test": 30, "val": 20}
+    order = np.random.default_rng(0).permutation(len(subjects))
+    np.testing.assert_array_equal(subject_partition(subjects[order], fractions=(0.5, 0.2, 0.3), seed=4), part[order])
+
+
+def test_partition_errors():
+    with pytest.raises(ValueError, match="sum to 1"):
+        subject_partition(["a"], fractions=(0.5, 0.1, 0.1))
+    with pytest.raises(ValueError, match="2 subjects are too few"):
+        subject_partition(["a", "b"])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("with_split", [False, True])
+def test_subsets_share_no_subject_across_partitions(seed, with_split):
+    frame, tasks = cohort(seed), two_tasks()
+    if with_split:
+        frame["split"] = subject_partition(frame["subject"], seed=seed + 10)
+    subsets = make_subsets(frame, tasks, seed=seed)
+    assert list(subsets) == ["train", "select", "probe", "val", "inv", "bal"]
+    subjects = {part: set() for part in ("train", "val", "test")}
+    for name, subset in subsets.items():
+        subjects[SUBSETS[name][0]] |= set(subset["subject"])
+        assert not subset["image"].duplicated().any()
+        assert subset.index.tolist() == list(range(len(subset)))
+        if with_split:
+            assert (subset["split"] == SUBSETS[name][0]).all()
+    assert not subjects["train"] & subjects["val"]
+    assert not (subjects["train"] | subjects["val"]) & subjects["test"]
+    for name, agree in {"train": 0.9, "select": 0.9, "probe": 0.5, "val": 0.9, "inv": 0.1, "bal": 0.5}.items():
+        for factor in ("sex", "site"):
+            share = (subsets[name]["sick"] == subsets[name][factor]).mean()
+            assert share == pytest.approx(agree, abs=2.1 / len(subsets[name]))
+
+
+def test_sizes_are_caps():
+    subsets = make_subsets(cohort(), two_tasks(), sizes={"train": 100, "bal": 10**6, "inv": None})
+    free = make_subsets(cohort(), two_tasks())
+    assert len(subsets["train"]) == 100
+    assert {name: len(subsets[name]) for name in ("bal", "inv")} == {name: len(free[name]) for name in ("bal", "inv")}
+
+
+def test_subset_errors():
+    frame, tasks = cohort(), two_tasks()
+    with pytest.raises(ValueError, match="got 'test'"):
+        make_subsets(frame, tasks, sizes={"test": 3})
+    with pytest.raises(ValueError, match=r"sizes\['val'\] to be a whole number of 1 or more, or None, got 0"):
+        make_subsets(frame, tasks, sizes={"val": 0})
+    with pytest.raises(ValueError, match="'select' comes from the partition 'val', which has no rows"):
+        make_subsets(frame.assign(split="train"), tasks)
+    all_sick = frame.assign(sick=1, split=np.array(["train", "val", "test"])[np.arange(len(frame)) % 3])
+    with pytest.raises(ValueError, match=r"subset 'train' .*needs 1 rows with \(sick=0, sex=0, site=0\).* has 0"):
+        make_subsets(all_sick, tasks)
+
+
+def test_cell_index_and_weights():
+    labels = np.array([[0, 0], [0, 0], [0, 0], [0, 1], [1, 0], [1, 1], [1, 1], [1, -1]])
+    np.testing.assert_array_equal(cell_index(labels, (2, 3)), [0, 0, 0, 1, 3, 4, 4, -1])
+    weights = balanced_weights(labels, (2, 2))
+    per_cell = pd.Series(weights).groupby(cell_index(labels, (2, 2))).sum()
+    assert per_cell.to_dict() == pytest.approx({-1: 0, 0: 0.25, 1: 0.25, 2: 0.25, 3: 0.25})
+    with pytest.raises(ValueError, match=r"1 of 4 have none: \(age=1, sex=0\)"):
+        balanced_weights(np.delete(labels, 4, axis=0), (2, 2), task_names=["age", "sex"])
+    with pytest.raises(ValueError, match=r"shape \(n, 3\), got \(8, 2\)"):
+        cell_index(labels, (2, 2, 2))
+    with pytest.raises(ValueError, match="class indices below"):
+        cell_index(labels, (2, 1))
+
+
+def test_description_counts():
+    subsets = make_subsets(cohort(), two_tasks(), sizes={"train": 200})
+    lines = describe_subsets(subsets, two_tasks()).splitlines()
+    assert lines[0].split()[:3] == ["subset", "rows", "subjects"]
+    assert len(lines) == 7
+    train = lines[1]
+    assert train.split()[:3] == ["train", "200", str(subsets["train"]["subject"].nunique())]
+    assert train.count("90 10 / 10 90") == 2
+    assert train.count("0.900") == 2
