@@ -36,7 +36,7 @@ Transform = Callable[[dict[str, Any]], Mapping[str, Any]]
 Batch = dict[str, torch.Tensor]
 
 
-def keep_batch(batch: Batch) -> Batch:
+def keep_batch(batch: Any) -> Any:
     """Collate function for datasets whose `__getitems__` returns a finished batch: the identity."""
     return batch
 
@@ -402,7 +402,7 @@ def cache_subsets(
         ValueError: as `CachedImages`; names the subset and row of the first occurrence.
 
     Example:
-        `data = cache_subsets(make_subsets(frame, tasks), ["sick", "sex"], transform, cache_dir=".cache", transform_key="v1")`
+        `data = cache_subsets(subsets, ["sick", "sex"], transform, cache_dir=".cache", transform_key="v1")`
     """
     if not subsets:
         raise ValueError("expected at least one subset, got none")

@@ -47,9 +47,9 @@ def _is_published(folder: Path, marker: Mapping[str, Any]) -> bool:
 def publish_folder(folder: str | os.PathLike[str], marker: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
     """Fill `folder` by `write`, unless it already holds the complete cohort that `marker` describes.
 
-    `write` gets an empty temporary folder beside `folder`; when it returns, the marker is added as `cohort.json` and the
-    whole is renamed in one step. A folder with a marker is therefore always complete, an interrupted run leaves nothing
-    at `folder`, and of two processes that write at once one wins and both go on with the same files.
+    `write` gets an empty temporary folder beside `folder`; when it returns, the marker is added as `cohort.json` and
+    the whole is renamed in one step. A folder with a marker is therefore always complete, an interrupted run leaves
+    nothing at `folder`, and of two processes that write at once one wins and both go on with the same files.
 
     Args:
         folder: where the cohort stands in the end; must be absent, empty, or hold the same cohort.

@@ -94,7 +94,7 @@ def _read_source(source: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
         path = next((p for p in (source / name, source / f"{name}.gz") if p.is_file()), None)
         if path is None:
             raise FileNotFoundError(
-                f"no {name} or {name}.gz in {source}: install Fashion-MNIST by `apt-get install dataset-fashion-mnist`, "
+                f"no {name} or {name}.gz in {source}: install it by `apt-get install dataset-fashion-mnist`, "
                 "or pass the folder that holds its four files"
             )
         content = _read_content(path)
@@ -114,8 +114,8 @@ def render(images: np.ndarray, bar: np.ndarray, scanner: np.ndarray, rng: np.ran
     """Draw both factors into garments.
 
     The bar is a vertical line of 2 pixels near the left (0) or right (1) border, at a random place, height and
-    brightness. The scanner sets contrast and noise: A (0) is bright with little noise, B (1) dark with more, both varying
-    from picture to picture.
+    brightness. The scanner sets contrast and noise: A (0) is bright with little noise, B (1) dark with more, both
+    varying from picture to picture.
 
     Args:
         images: `(n, 28, 28)` uint8.
@@ -177,8 +177,8 @@ def write_fashion_cohort(
 ) -> Path:
     """Write the cohort: PNG pictures of pullovers and coats with a bar and a scanner effect, and their table.
 
-    The primary task is `garment`; the spurious factors are `bar` ("left", "right") and `scanner` ("A", "B"). Each of the
-    12,000 training garments is one subject of the partition train (85 %, one picture each, all cells populated and
+    The primary task is `garment`; the spurious factors are `bar` ("left", "right") and `scanner` ("A", "B"). Each of
+    the 12,000 training garments is one subject of the partition train (85 %, one picture each, all cells populated and
     agreement prevailing) or val (15 %); the 2,000 test garments are the partition test. Garments of val and test are
     rendered in all four combinations, so that correlated, inverted and balanced subsets of 2,000 can be drawn.
 

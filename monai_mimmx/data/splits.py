@@ -128,7 +128,8 @@ def balanced_weights(
         empty = [_cell_name(int(cell), num_classes, names) for cell in np.flatnonzero(counts == 0)]
         raise ValueError(
             f"balanced sampling needs rows in every cell, but {len(empty)} of {len(counts)} have none: "
-            f"{', '.join(empty[:4])}{', ...' if len(empty) > 4 else ''}: use correlated sampling, or an agreement below 1"
+            f"{', '.join(empty[:4])}{', ...' if len(empty) > 4 else ''}: use correlated sampling, "
+            "or an agreement below 1"
         )
     return np.where(cells >= 0, 1.0 / (counts[cells] * len(counts)), 0.0)
 

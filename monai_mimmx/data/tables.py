@@ -201,7 +201,7 @@ def parse_tasks(tasks: Sequence[Mapping[str, Any] | Task]) -> list[Task]:
 
 
 def _read_columns(path: Path, required: Sequence[str], optional: Sequence[str]) -> pd.DataFrame:
-    """The wanted columns as stripped text, blanks as NA; the index is the row's line in the file (for short records)."""
+    """The wanted columns as stripped text, blanks as NA; the index is the line in the file."""
     if not path.is_file():
         raise FileNotFoundError(f"no table at {path}: expected a CSV file (check dataset_dir or the path)")
     try:
@@ -251,9 +251,9 @@ def _classify(values: pd.Series, task: Task, path: Path) -> tuple[np.ndarray, di
             row = int(np.flatnonzero(is_text[codes])[0])
             comparison = next(rule.text for rule in task.classes if rule.is_interval)
             raise ValueError(
-                f"{path}, line {values.index[row]}, column {task.column!r}: the rule {comparison!r} of task {task.name!r} "
-                f"compares numbers, but the value is {values.iloc[row]!r}: write a number, leave it blank, or use a "
-                "list of values as the rule"
+                f"{path}, line {values.index[row]}, column {task.column!r}: the rule {comparison!r} of task "
+                f"{task.name!r} compares numbers, but the value is {values.iloc[row]!r}: write a number, leave it "
+                "blank, or use a list of values as the rule"
             )
         for index, rule in enumerate(task.classes):
             if rule.is_interval:

@@ -45,10 +45,11 @@ def distance_correlation(x: Tensor, z: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         x, z = (value.float() if value.dtype in (torch.float16, torch.bfloat16) else value for value in (x, z))
         a, b = _centred_distances(x), _centred_distances(z)
-        covariance, variance = (a * b).mean(), (a * a).mean() * (b * b).mean()
-        # A constant x or z has variance 0 up to rounding: no dependence, rather than 0 / 0.
+        covariance = (a * b).mean().clamp(min=0.0)
+        # A constant x or z has variance 0: no dependence, rather than 0 / 0. The floor is one of each variance, as that
+        # of their product would lower the value of two small-scale features.
         floor = torch.finfo(a.dtype).eps ** 2
-        ratio = covariance.clamp(min=0.0) / variance.clamp(min=floor).sqrt()
+        ratio = covariance / ((a * a).mean().clamp(min=floor).sqrt() * (b * b).mean().clamp(min=floor).sqrt())
         return (ratio + torch.finfo(a.dtype).tiny).sqrt()
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -34,7 +35,7 @@ def donsker_varadhan(joint: Tensor, product: Tensor) -> Tensor:
         Belghazi et al., Mutual Information Neural Estimation, ICML 2018, equation (10).
     """
     flat = product.flatten()
-    return joint.mean() - (flat.logsumexp(0) - torch.log(torch.tensor(flat.numel(), dtype=flat.dtype)).to(flat.device))
+    return joint.mean() - (flat.logsumexp(0) - math.log(flat.numel()))
 
 
 def product_partners(
@@ -53,7 +54,8 @@ def product_partners(
         device: where the indices are made; ignored when ``condition`` is given.
 
     Returns:
-        ``keep`` `(M,)`, the samples that have a partner, and ``partners`` `(K, M)`, the partners of each of them.
+        ``keep`` `(M,)`, the samples that have a partner, and ``partners`` `(K, M)`, the partners of each of them;
+        K is at most B - 1. In a class of fewer than K + 1 samples partners repeat.
 
     Example:
         >>> keep, partners = product_partners(4, 2)
@@ -62,7 +64,7 @@ def product_partners(
     """
     if condition is None:
         offsets = torch.randperm(batch_size - 1, device=device)[:negatives] + 1
-        keep = torch.arange(batch_size, device=device)
+        keep = torch.arange(batch_size if batch_size > 1 else 0, device=device)
         return keep, (keep + offsets[:, None]) % batch_size
     order = condition.argsort(stable=True)
     _, group, sizes = condition[order].unique_consecutive(return_inverse=True, return_counts=True)
@@ -193,9 +195,9 @@ class MINELoss(nn.Module):
             if self.standardize:
                 x, z = F.batch_norm(x, None, None, training=True), F.batch_norm(z, None, None, training=True)
             keep, partners = product_partners(x.shape[0], self.negatives, condition=condition, device=x.device)
-            if keep.numel() == 0:
-                return (x.sum() + z.sum()) * 0.0
             hidden_x, hidden_z = self.x_layer(x), self.z_layer(z)
+            if keep.numel() == 0:
+                return (hidden_x.sum() + hidden_z.sum()) * 0.0  # 0, with gradients of 0 for the inputs and for T
             if self.class_layer is not None:
                 hidden_x = hidden_x + self.class_layer(condition)
             pairs = torch.cat([keep[None], partners])  # (1 + K, M): the joint pairs first
@@ -210,9 +212,7 @@ class MINELoss(nn.Module):
             if torch.isnan(self.log_average):
                 self.log_average.copy_(log_mean)
             rate = torch.as_tensor(self.ema_rate, dtype=log_mean.dtype, device=log_mean.device)
-            self.log_average.copy_(
-                torch.logaddexp(torch.log1p(-rate) + self.log_average, torch.log(rate) + log_mean)
-            )
+            self.log_average.copy_(torch.logaddexp(torch.log1p(-rate) + self.log_average, torch.log(rate) + log_mean))
             scale = torch.exp(log_mean - self.log_average)  # at most 1 / ema_rate
         surrogate = joint - scale * log_mean
         return surrogate + (estimate - surrogate).detach()

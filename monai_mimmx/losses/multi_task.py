@@ -62,12 +62,14 @@ class MultiTaskCrossEntropy(nn.Module):
         """
         tasks, width = len(self.num_classes), sum(self.num_classes)
         if logits.ndim != 2 or logits.shape[1] != width:
-            raise ValueError(f"logits must have shape (B, {width}) for num_classes {self.num_classes}, "
-                             f"got {tuple(logits.shape)}.")
+            raise ValueError(
+                f"logits must have shape (B, {width}) for num_classes {self.num_classes}, got {tuple(logits.shape)}."
+            )
         if labels.shape != (logits.shape[0], tasks):
             raise ValueError(f"labels must have shape ({logits.shape[0]}, {tasks}), got {tuple(labels.shape)}.")
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         losses = []
-        for head, label in zip(logits.float().split(self.num_classes, dim=1), labels.unbind(1), strict=True):
+        for head, label in zip(logits.split(self.num_classes, dim=1), labels.unbind(1), strict=True):
             total = F.cross_entropy(head, label, ignore_index=-1, reduction="sum")
             losses.append(total / (label >= 0).sum().clamp(min=1))
         stacked = torch.stack(losses)

@@ -3,6 +3,7 @@
 """Transforms that MONAI lacks."""
 
 from monai_mimmx.transforms.axial_slice import AxialSliced
+from monai_mimmx.transforms.batch_affine import RandBatchAffine
 from monai_mimmx.transforms.batch_augment import RandBatchAugment
 
-__all__ = ["AxialSliced", "RandBatchAugment"]
+__all__ = ["AxialSliced", "RandBatchAffine", "RandBatchAugment"]

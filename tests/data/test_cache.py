@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from monai_mimmx.data.cache import CachedImages, cache_subsets, keep_batch
 
 TASKS = ["sick", "sex"]
 READ = Compose([LoadImaged("image", reader="PILReader"), EnsureChannelFirstd("image")])
-OPTIONS = {"transform_key": "read", "progress": False, "num_workers": 1}
+OPTIONS: dict[str, Any] = {"transform_key": "read", "progress": False, "num_workers": 1}
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def test_bad_files_are_named(frame, row, workers):
     fails(frame, rf"row {row}: {path}: it cannot be read as an image \(.*truncated", **options)
     with open(path, "w") as file:
         file.write("not an image")
-    fails(frame, rf"row {row}: {path}: it cannot be read as an image \(.*cannot identify image file", **options)
+    fails(frame, rf"row {row}: {path}: it cannot be read as an image \(.*cannot find a suitable reader", **options)
     Image.fromarray(np.full((8, 6), 3, np.uint8)).save(path)
     fails(frame, rf"row {row}: {path}: all its pixels are 3", **options)
     os.unlink(path)

@@ -192,7 +192,7 @@ def test_subsets_share_no_subject_across_partitions(seed, with_split):
         frame["split"] = subject_partition(frame["subject"], seed=seed + 10)
     subsets = make_subsets(frame, tasks, seed=seed)
     assert list(subsets) == ["train", "select", "probe", "val", "inv", "bal"]
-    subjects = {part: set() for part in ("train", "val", "test")}
+    subjects: dict[str, set[str]] = {part: set() for part in ("train", "val", "test")}
     for name, subset in subsets.items():
         subjects[SUBSETS[name][0]] |= set(subset["subject"])
         assert not subset["image"].duplicated().any()

@@ -192,9 +192,9 @@ def test_task_types():
     with pytest.raises(ValueError, match="one or more spurious factors"):
         parse_tasks([AGE])
     with pytest.raises(TypeError, match=r"tasks\[1\]: expected a mapping"):
-        parse_tasks([AGE, "sex"])
+        parse_tasks([AGE, "sex"])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="expected a list of tasks"):
-        parse_tasks(AGE)
+        parse_tasks(AGE)  # type: ignore[arg-type]
     parsed = parse_tasks([{**AGE, "name": "y"}, SEX])
     assert all(isinstance(task, Task) for task in parsed)
     assert parse_tasks(parsed) == parsed

@@ -139,7 +139,7 @@ def test_batch_errors():
     with pytest.raises(TypeError, match="floating-point tensor, got torch.uint8"):
         RandBatchAugment()(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
     with pytest.raises(TypeError, match="got ndarray"):
-        RandBatchAugment()(np.zeros((1, 1, 8, 8)))
+        RandBatchAugment()(np.zeros((1, 1, 8, 8)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"above max_shift=4 .* got shape \(1, 1, 4, 8\)"):
         RandBatchAugment()(torch.zeros(1, 1, 4, 8))
     with pytest.raises(ValueError, match="flip_axis=2"):

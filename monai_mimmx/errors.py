@@ -1,0 +1,55 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The last line that a user reads after a failed run: what was wrong, not where the config parser noticed it."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from types import TracebackType
+
+__all__ = ["root_cause", "show_root_cause"]
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """
+    The exception at the start of a chain of ``raise .. from ..``.
+
+    A config parser wraps what a component raises, several times; the component's own message is the useful one. An
+    exception that was itself raised from another on purpose, with a message of its own, hides that other.
+
+    Args:
+        error: the exception that arrived.
+
+    Example:
+        >>> try:
+        ...     try:
+        ...         raise ValueError("n_b must be 1 or more, got 0.")
+        ...     except ValueError as error:
+        ...         raise RuntimeError("Failed to evaluate ConfigExpression") from error
+        ... except RuntimeError as error:
+        ...     root_cause(error)
+        ValueError('n_b must be 1 or more, got 0.')
+    """
+    while error.__cause__ is not None and _is_wrapper(error):
+        error = error.__cause__
+    return error
+
+
+def _is_wrapper(error: BaseException) -> bool:
+    message = str(error)
+    return isinstance(error, RuntimeError) and (
+        message.startswith(("Failed to evaluate", "Failed to instantiate")) or "applying transform" in message
+    )
+
+
+def show_root_cause() -> None:
+    """From now on, end the traceback of an uncaught exception in this process with one line that tells its root cause."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        traceback.print_exception(kind, error, trace)
+        cause = root_cause(error)
+        if cause is not error:
+            print(f"\n{type(cause).__name__}: {cause}", file=sys.stderr)
+
+    sys.excepthook = hook
