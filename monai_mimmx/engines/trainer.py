@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from monai.data import MetaTensor
 from monai.engines import SupervisedTrainer
@@ -32,6 +33,10 @@ class MIMMXTrainer(SupervisedTrainer):
     The weighter in its "terms" reading must not win by looking away from the factor that leaks: it is trained with
     the estimator, to MAXIMISE sum_i w_i I_i plus ``attention_temperature`` times the entropy of its weights, which
     draws it to the factors with the highest estimate.
+
+    In a process group wrap only the network in DistributedDataParallel: the trainer averages the gradients of the
+    dependence term and the weighter itself, and starts every process from the dependence term of the first. With a
+    weighter that is part of the network, DistributedDataParallel needs ``find_unused_parameters=True``.
 
     Args:
         device: where to train.
@@ -114,6 +119,10 @@ class MIMMXTrainer(SupervisedTrainer):
             raise ValueError("a dependence term with parameters needs dependence_optimizer to train them.")
         if weighter is not None and attend_features:
             raise ValueError("attention weighs either the dependence terms (weighter) or the features, not both.")
+        if weighter is not None and dependence is None:
+            raise ValueError("weighter weighs dependence terms, but dependence is None; leave weighter out.")
+        if weighter is not None and dependence_optimizer is None:
+            raise ValueError("weighter needs dependence_optimizer to train it, next to a dependence term with parameters.")
         self.task_names = tuple(task_names)
         factors = self.task_names[1:]
         if dependence is not None:
@@ -135,12 +144,15 @@ class MIMMXTrainer(SupervisedTrainer):
         self._features: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=max(feature_batches, 1))
         self._fresh_batches: Iterator | None = None
         super().__init__(device, max_epochs, train_data_loader, network, optimizer, loss_function, **kwargs)
+        if has_parameters and idist.get_world_size() > 1:
+            for tensor in dependence.state_dict().values():  # type: ignore[union-attr]
+                tensor.copy_(idist.broadcast(tensor, src=0))
 
     def current_lambda(self) -> float:
         """The weight of the dependence term in the current epoch."""
         if self.lambda_warmup == 0:
             return self.lambda_mi
-        return self.lambda_mi * min(1.0, (self.state.epoch - 1) / self.lambda_warmup)
+        return self.lambda_mi * min(1.0, max(0, self.state.epoch - 1) / self.lambda_warmup)
 
     def _blocks(self, features: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
         """f_y `(B, D)` and f_z `(B, N, D)` as the estimator sees them."""
@@ -150,12 +162,14 @@ class MIMMXTrainer(SupervisedTrainer):
         return f_y, f_z
 
     def _terms(self, features: Tensor, attention: Tensor, labels: Tensor, detach_z: bool) -> Tensor:
-        """The dependence terms of the samples whose primary label is known."""
+        """The dependence terms of the samples whose primary label is known; 0 for fewer than two of them."""
         f_y, f_z = self._blocks(features.float(), attention.float())
         y = labels[:, 0]
         known = y >= 0
         if not bool(known.all()):
             f_y, f_z, y = f_y[known], f_z[known], y[known]
+        if len(y) < 2:
+            return f_y.new_zeros(len(self.term_names))
         return self.dependence(f_y, f_z.detach() if detach_z else f_z, y)  # type: ignore[misc]
 
     def _next_fresh(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,9 +202,20 @@ class MIMMXTrainer(SupervisedTrainer):
             weights = self.weighter(features[:, 0], features[:, 1:])
             entropy = -(weights * weights.clamp(min=1e-8).log()).sum(1).mean()
             objective = objective + (weights.mean(0) * terms.detach()).sum() + self.attention_temperature * entropy
-        self.dependence_optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
-        (-objective).backward()
-        self.dependence_optimizer.step()  # type: ignore[union-attr]
+        # Gradients are asked for rather than accumulated: the weighter is part of the network too, whose optimizer,
+        # gradient norm and DistributedDataParallel must not see them.
+        optimizer: Optimizer = self.dependence_optimizer  # type: ignore[assignment]
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        slopes: Sequence[Tensor | None] = [None] * len(parameters)
+        if objective.requires_grad:
+            slopes = torch.autograd.grad(-objective, parameters, allow_unused=True)
+        processes = idist.get_world_size()
+        for parameter, slope in zip(parameters, slopes, strict=True):
+            if processes > 1:
+                slope = idist.all_reduce(torch.zeros_like(parameter) if slope is None else slope) / processes  # type: ignore[operator]
+            parameter.grad = slope
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     def _prepare(self, batchdata: Any) -> tuple[Any, Tensor, tuple, dict]:
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
@@ -199,7 +224,7 @@ class MIMMXTrainer(SupervisedTrainer):
             inputs = inputs.as_tensor()
         return inputs, labels, args, kwargs
 
-    def _iteration(self, engine: MIMMXTrainer, batchdata: Any) -> dict[str, Tensor]:  # type: ignore[override]
+    def _iteration(self, engine: MIMMXTrainer, batchdata: Any) -> Any:  # type: ignore[override]
         """One encoder step with its estimator steps; see the class for the output."""
         if batchdata is None:
             raise ValueError("Must provide batch data for current iteration.")
@@ -214,6 +239,11 @@ class MIMMXTrainer(SupervisedTrainer):
         output[Keys.PRED] = logits
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         losses = self.loss_function(logits, labels)
+        if losses.shape != (len(self.task_names),):
+            raise ValueError(
+                f"loss_function must return one loss per task ({len(self.task_names)},), such as MultiTaskCrossEntropy "
+                f'with reduction="none", got shape {tuple(losses.shape)}.'
+            )
         gammas = torch.ones_like(losses) if self.loss_scaling is None else self.loss_scaling(losses)
         loss = (gammas * losses).sum()
         for i, name in enumerate(self.task_names):
@@ -246,7 +276,7 @@ class MIMMXTrainer(SupervisedTrainer):
             self.optimizer.step()
         output[Keys.LOSS] = loss.detach()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        return output
+        return engine.state.output  # post-processing may have replaced it
 
     def _dependence_loss(
         self, features: Tensor, attention: Tensor, labels: Tensor, output: dict[str, Tensor]

@@ -59,26 +59,26 @@ class EpochRecorder:
 
     def attach(self, engine: Engine) -> None:
         """Record every epoch of ``engine``."""
-        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self._note_validation)
 
-    def _start(self, engine: Engine) -> None:
+    def _start_epoch(self, engine: Engine) -> None:
+        # Not at STARTED, where a checkpoint that restores the epoch may not have been loaded yet.
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if engine.state.epoch == 0:
+            if engine.state.epoch == 1:
                 self.path.write_text("", encoding="utf-8")
-
-    def _start_epoch(self, engine: Engine) -> None:
         self._sums, self._count, self._started = {}, 0, time.perf_counter()
         self._validated = 0
 
     def _add(self, engine: Engine) -> None:
         self._count += 1
-        for key, value in engine.state.output.items():  # type: ignore[union-attr]
+        output: Any = engine.state.output
+        # After decollation every sample's dictionary holds the batch's scalars.
+        for key, value in (output[0] if isinstance(output, list) else output).items():
             if isinstance(value, Tensor) and value.ndim == 0:
                 value = value.detach().double()
                 self._sums[key] = self._sums[key] + value if key in self._sums else value

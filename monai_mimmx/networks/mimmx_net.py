@@ -76,7 +76,7 @@ class MIMMXNet(nn.Module):
         self.projection = nn.Linear(self.encoder.out_features, self.num_tasks * feature_dim)
         self.standardize = nn.BatchNorm1d(self.num_tasks * feature_dim, affine=False)
         self.caw = ConfounderAttentionWeighter(feature_dim) if caw else None
-        self.attend_features = caw is True or caw == "features"
+        self.attend_features = bool(caw) and caw != "terms"
         self.heads = nn.ModuleList(nn.Linear(feature_dim, classes) for classes in num_classes)
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
@@ -87,13 +87,16 @@ class MIMMXNet(nn.Module):
 
         Returns:
             logits `(B, sum of num_classes)`, task after task; with ``return_features`` the tuple (logits, features
-            `(B, 1 + N, D)` before any attention, attention `(B, N)`).
+            `(B, 1 + N, D)` before any attention, attention `(B, N)`); in the "terms" reading attention carries no
+            gradient.
         """
         flat = self.standardize(self.projection(self.encoder(x)))
         features = flat.view(flat.shape[0], self.num_tasks, self.feature_dim)
         f_y, f_z = features[:, 0], features[:, 1:]
         if self.caw is not None:
             attention = self.caw(f_y, f_z)
+            if not self.attend_features:
+                attention = attention.detach()  # no part of the logits: only the trainer's weighter trains it
         else:
             attention = torch.full_like(f_z[:, :, 0], 1.0 / self.num_factors)
         if self.attend_features:

@@ -1,0 +1,81 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.engines import SupervisedEvaluator
+from torch import nn
+
+from monai_mimmx.handlers import CellBalancedAccuracy, head_accuracies, head_output
+
+CLASSES = (3, 2, 2)
+
+
+def predictions(n=60, missing=0, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.stack([rng.integers(0, c, n) for c in CLASSES], axis=1)
+    labels[:missing, 1] = -1
+    return torch.tensor(rng.normal(size=(n, sum(CLASSES)))), torch.tensor(labels)
+
+
+def oracle(logits, labels):
+    logits, labels = logits.numpy(), labels.numpy()
+    labels, correct = labels[(labels >= 0).all(1)], (logits[:, :3].argmax(1) == labels[:, 0])[(labels >= 0).all(1)]
+    cells = [correct[(labels == cell).all(1)] for cell in np.unique(labels, axis=0)]
+    return float(np.mean([cell.mean() for cell in cells]))
+
+
+class TestCellBalancedAccuracy:
+    @pytest.mark.parametrize("missing", [0, 7])
+    def test_against_numpy_in_parts(self, missing):
+        logits, labels = predictions(missing=missing)
+        metric = CellBalancedAccuracy(CLASSES)
+        for part in (slice(0, 10), slice(10, 11), slice(11, 60)):
+            metric.update((logits[part], labels[part]))
+        assert metric.compute() == pytest.approx(oracle(logits, labels), abs=1e-12)
+
+    def test_a_shortcut_and_an_over_correction_read_alike(self):
+        # y and z agree in 9 of 10 samples; predicting z, or its opposite, is right in one of the two kinds of cell.
+        labels = torch.tensor([[0, 0]] * 9 + [[0, 1]] + [[1, 1]] * 9 + [[1, 0]])
+        for predicted in (labels[:, 1], 1 - labels[:, 1]):
+            metric = CellBalancedAccuracy((2, 2))
+            metric.update((torch.nn.functional.one_hot(predicted, 4).float(), labels))
+            assert metric.compute() == 0.5
+
+    def test_empty_cells_do_not_count_and_reset_forgets(self):
+        metric = CellBalancedAccuracy((2, 2))
+        assert metric.compute() == 0.0
+        metric.update((torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([[0, 1]])))
+        assert metric.compute() == 1.0
+        metric.reset()
+        assert metric.compute() == 0.0
+
+
+class TestHeads:
+    def test_output_is_the_heads_labelled_rows(self):
+        logits, labels = predictions(missing=7)
+        head, label = head_output(CLASSES, 1)({"pred": logits, "label": labels})
+        assert torch.equal(head, logits[7:, 3:5]) and torch.equal(label, labels[7:, 1])
+
+    def test_in_monais_evaluator(self):
+        # The network's logits are its input. A batch without any label of a task must not stop the run.
+        logits, labels = predictions(missing=10)
+        logits = logits.float()
+        batches = [{"image": logits[i : i + 10], "label": labels[i : i + 10]} for i in range(0, 60, 10)]
+        evaluator = SupervisedEvaluator(
+            device="cpu",
+            val_data_loader=batches,
+            network=nn.Identity(),
+            key_val_metric={"cells": CellBalancedAccuracy(CLASSES)},
+            additional_metrics=head_accuracies(CLASSES, ("y", "sex", "site")),
+            decollate=False,
+        )
+        evaluator.run()
+        metrics = evaluator.state.metrics
+        assert metrics["cells"] == pytest.approx(oracle(logits, labels), abs=1e-12)
+        for i, (name, part) in enumerate({"y": slice(0, 3), "sex": slice(3, 5), "site": slice(5, 7)}.items()):
+            known = labels[:, i] >= 0
+            expected = (logits[known, part].argmax(1) == labels[known, i]).double().mean().item()
+            assert metrics[f"accuracy_{name}"] == pytest.approx(expected, abs=1e-12)
