@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Handlers: Dynamic Loss Scaling, averaged weights, metrics of the heads, records of the epochs."""
 
+from monai_mimmx.handlers.checkpoints import latest_checkpoint
 from monai_mimmx.handlers.loss_scaling import DynamicLossScaling, loss_scaling_factors
-from monai_mimmx.handlers.metrics import CellBalancedAccuracy, head_accuracies, head_output
+from monai_mimmx.handlers.metrics import CellBalancedAccuracy, RobustAccuracy, head_accuracies, head_output
 from monai_mimmx.handlers.prediction_writer import AttentionInferer, PredictionWriter
 from monai_mimmx.handlers.records import EpochRecorder, read_history
 from monai_mimmx.handlers.weight_averaging import WeightAveraging
@@ -14,9 +15,11 @@ __all__ = [
     "DynamicLossScaling",
     "EpochRecorder",
     "PredictionWriter",
+    "RobustAccuracy",
     "WeightAveraging",
     "head_accuracies",
     "head_output",
+    "latest_checkpoint",
     "loss_scaling_factors",
     "read_history",
 ]

@@ -107,7 +107,7 @@ class EpochRecorder:
         selected = [name for name in self.task_names if f"select_accuracy_{name}" in row]
         if selected:
             parts.append("select " + " ".join(f"{name} {100 * row[f'select_accuracy_{name}']:.1f}" for name in selected))
-        if "select_cell_balanced" in row:
-            parts.append(f"cells {100 * row['select_cell_balanced']:.1f} %")
+        if "select_robust" in row:
+            parts.append(f"robust {100 * row['select_robust']:.1f} %")
         parts.append(f"{row['seconds']:.1f} s")
         return " | ".join(parts)

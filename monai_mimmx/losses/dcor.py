@@ -57,7 +57,7 @@ class DistanceCorrelationLoss(nn.Module):
     """
     Distance correlation as a term to minimise; see :func:`distance_correlation`.
 
-    Time and memory grow with B * B, as the definition asks.
+    Time and memory grow with B * B, as the definition asks. Its gradient reaches x and z; it has no parameters.
 
     Example:
         >>> loss = DistanceCorrelationLoss()

@@ -100,6 +100,11 @@ class BlockDistanceCorrelation(nn.Module):
 
     Raises:
         ValueError: for no factor.
+
+    Example:
+        >>> f_y = torch.arange(6.0).unsqueeze(1)
+        >>> BlockDistanceCorrelation(factors=(0,))(f_y, -2 * f_y.unsqueeze(1), torch.zeros(6, dtype=torch.long))
+        tensor([1.])
     """
 
     def __init__(self, *, factors: Sequence[int]) -> None:
@@ -131,13 +136,22 @@ def make_dependence(
             correlation on every factor), ``"baseline"`` or ``"rebalance"`` (none).
         feature_dim: width D of every feature block.
         num_classes: classes of each task, the primary task first.
-        estimator: see :class:`BlockMutualInformation`.
-        conditional: see :class:`BlockMutualInformation`.
+        estimator: ``"per_factor"`` or ``"joint"``, see :class:`BlockMutualInformation`.
+        conditional: whether MI is estimated within each class of y.
         negatives: product pairs per sample.
         hidden: widths of the hidden layers of each statistics network.
 
+    Returns:
+        a module from f_y `(B, D)`, f_z `(B, N, D)` and y `(B,)` to the terms, or ``None``.
+
     Raises:
         ValueError: for an unknown method.
+
+    Example:
+        >>> make_dependence("mimm", 8, (2, 2, 3)).factors
+        (0,)
+        >>> make_dependence("baseline", 8, (2, 2, 3)) is None
+        True
     """
     factors = tuple(range(len(num_classes) - 1))
     if method in ("mimmx", "mimm"):

@@ -35,6 +35,7 @@ class FourConvEncoder(nn.Module):
         ValueError: unless channels, strides and kernel_sizes have four entries each.
 
     Example:
+        >>> import torch
         >>> encoder = FourConvEncoder(2, 1, strides=(4, 2, 2, 2))
         >>> encoder(torch.zeros(2, 1, 64, 64)).shape == (2, encoder.out_features)
         True
@@ -88,6 +89,13 @@ def densenet121_encoder(spatial_dims: int, in_channels: int) -> nn.Module:
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
 
+    Returns:
+        a module from `(B, C, *spatial)`, each side 32 or more, to `(B, 1024)`.
+
+    Example:
+        >>> densenet121_encoder(2, 1).out_features
+        1024
+
     Reference:
         Huang et al., Densely Connected Convolutional Networks, CVPR 2017.
     """
@@ -106,8 +114,15 @@ def make_encoder(encoder: str | nn.Module, spatial_dims: int, in_channels: int) 
         spatial_dims: 2 or 3, for a named encoder.
         in_channels: channels of the image, for a named encoder.
 
+    Returns:
+        the encoder, from `(B, C, *spatial)` to `(B, out_features)`.
+
     Raises:
         ValueError: for an unknown name, or a module without an integer ``out_features``.
+
+    Example:
+        >>> make_encoder("four_conv", 3, 1).out_features  # 64 channels at 4 * 4 * 4 positions
+        4096
     """
     if isinstance(encoder, nn.Module):
         if not isinstance(getattr(encoder, "out_features", None), int):

@@ -39,7 +39,7 @@ def evaluator_of(values):
 
     @engine.on(Events.COMPLETED)
     def note(engine):
-        engine.state.metrics = {"accuracy_y": next(left), "accuracy_sex": 0.5, "cell_balanced": 0.25}
+        engine.state.metrics = {"accuracy_y": next(left), "accuracy_sex": 0.5, "robust": 0.25}
 
     return engine
 
@@ -58,14 +58,14 @@ def test_validation_joins_the_epochs_that_had_one(tmp_path):
     run(tmp_path / "h.jsonl", [1.0] * 8, 4, evaluator=evaluator_of([0.7, 0.9]), interval=2)
     rows = read_history(tmp_path / "h.jsonl")
     assert [row.get("select_accuracy_y") for row in rows] == [None, 0.7, None, 0.9]
-    assert rows[1]["select_accuracy_sex"] == 0.5 and rows[1]["select_cell_balanced"] == 0.25
+    assert rows[1]["select_accuracy_sex"] == 0.5 and rows[1]["select_robust"] == 0.25
 
 
 def test_line(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="monai_mimmx"):
         run(None, [1.0, 3.0], 1, evaluator=evaluator_of([0.875]))
     (line,) = [record.getMessage() for record in caplog.records]
-    expected = "epoch 1/1 | loss y 2.000 sex 4.000 | MI 1.000 x 0.50 | select y 87.5 sex 50.0 | cells 25.0 % | "
+    expected = "epoch 1/1 | loss y 2.000 sex 4.000 | MI 1.000 x 0.50 | select y 87.5 sex 50.0 | robust 25.0 % | "
     assert line.startswith(expected) and line.endswith(" s")
     assert not list(tmp_path.iterdir())
 
