@@ -18,9 +18,7 @@ from monai.bundle import ComponentLocator, ConfigParser
 import monai_mimmx
 
 PACKAGES = [monai_mimmx, *(getattr(monai_mimmx, name) for name in monai_mimmx.__all__)]
-PUBLIC = {
-    f"{package.__name__}.{name}": getattr(package, name) for package in PACKAGES[1:] for name in package.__all__
-}
+PUBLIC = {f"{package.__name__}.{name}": getattr(package, name) for package in PACKAGES[1:] for name in package.__all__}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +84,16 @@ def test_pydoc_indeed_fails_behind_such_an_export(monkeypatch):
     assert pydoc.locate(path) is None
 
 
-@pytest.mark.parametrize("path", ["losses.MINELoss", "losses.DistanceCorrelationLoss", "networks.MIMMXNet",
-                                  "handlers.DynamicLossScaling", "engines.MIMMXTrainer", "data.CorrelatedSplit"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "losses.MINELoss",
+        "losses.DistanceCorrelationLoss",
+        "networks.MIMMXNet",
+        "handlers.DynamicLossScaling",
+        "engines.MIMMXTrainer",
+        "data.CorrelatedSplit",
+    ],
+)
 def test_names_that_users_rely_on(path):
     assert f"monai_mimmx.{path}" in PUBLIC

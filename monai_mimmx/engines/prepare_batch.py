@@ -21,6 +21,11 @@ class PrepareAugmentedBatch(PrepareBatch):
     Args:
         augment: image batch `(B, C, *spatial)` to the augmented batch, such as
             :class:`~monai_mimmx.transforms.RandBatchAugment`.
+
+    Example:
+        >>> prepare = PrepareAugmentedBatch(lambda image: image + 1)
+        >>> prepare({"image": torch.zeros(1, 2), "label": torch.tensor([[0, 1]])}, "cpu")
+        (tensor([[1., 1.]]), tensor([[0, 1]]))
     """
 
     def __init__(self, augment: Callable[[Tensor], Tensor]) -> None:

@@ -74,6 +74,27 @@ class MIMMXTrainer(SupervisedTrainer):
         ValueError: for options out of range or that contradict each other.
         FloatingPointError: in training, when the loss is not finite; the step is not taken.
 
+    Example:
+        >>> from monai_mimmx.losses import BlockMutualInformation, MultiTaskCrossEntropy
+        >>> from monai_mimmx.networks import MIMMXNet
+        >>> network = MIMMXNet(num_classes=(2, 2), feature_dim=8)
+        >>> dependence = BlockMutualInformation(8, factors=(0,))
+        >>> trainer = MIMMXTrainer(
+        ...     "cpu",
+        ...     max_epochs=1,
+        ...     train_data_loader=[{"image": torch.randn(8, 1, 28, 28), "label": torch.randint(2, (8, 2))}],
+        ...     network=network,
+        ...     optimizer=torch.optim.Adam(network.parameters(), lr=3e-4),
+        ...     loss_function=MultiTaskCrossEntropy((2, 2), reduction="none"),
+        ...     task_names=("y", "sex"),
+        ...     dependence=dependence,
+        ...     dependence_optimizer=torch.optim.Adam(dependence.parameters(), lr=2e-3),
+        ...     decollate=False,
+        ... )
+        >>> trainer.run()
+        >>> "mi_sex" in trainer.state.output
+        True
+
     Reference:
         Fay et al., MIMM-X: Disentangling Spurious Correlations for Medical Image Analysis, 2025.
     """
@@ -211,9 +232,10 @@ class MIMMXTrainer(SupervisedTrainer):
             slopes = torch.autograd.grad(-objective, parameters, allow_unused=True)
         processes = idist.get_world_size()
         for parameter, slope in zip(parameters, slopes, strict=True):
-            if processes > 1:
-                slope = idist.all_reduce(torch.zeros_like(parameter) if slope is None else slope) / processes  # type: ignore[operator]
             parameter.grad = slope
+            if processes > 1:
+                total: Any = idist.all_reduce(torch.zeros_like(parameter) if slope is None else slope)
+                parameter.grad = total / processes
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -80,7 +80,8 @@ class DynamicLossScaling:
         """Losses `(1 + N,)`, the primary task first, to gamma `(1 + N,)`."""
         losses = losses.detach()
         if idist.get_world_size() > 1:
-            losses = idist.all_reduce(losses.clone()) / idist.get_world_size()
+            total: Any = idist.all_reduce(losses.clone())
+            losses = total / idist.get_world_size()
         alpha = torch.full_like(losses, self.alpha_z)
         alpha[0] = self.alpha_y
         return loss_scaling_factors(losses, alpha)

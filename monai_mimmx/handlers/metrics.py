@@ -21,7 +21,12 @@ def head_output(num_classes: Sequence[int], task: int) -> Callable[[Mapping[str,
 
     Args:
         num_classes: classes of each task, in the order of the logits.
-        task: which head.
+        task: which head, 0 for the primary task.
+
+    Example:
+        >>> output = {"pred": torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5]] * 2), "label": torch.tensor([[0, 2], [1, -1]])}
+        >>> head_output((2, 3), 1)(output)
+        (tensor([[0.3000, 0.4000, 0.5000]]), tensor([2]))
     """
     start = sum(num_classes[:task])
 
@@ -62,6 +67,8 @@ class CellBalancedAccuracy(Metric):
 
     Args:
         num_classes: classes of each task, the primary task first.
+        output_transform: from the engine's output to logits `(B, sum C)` and labels `(B, 1 + N)`; by default the
+            entries "pred" and "label".
 
     Example:
         >>> metric = CellBalancedAccuracy((2, 2))

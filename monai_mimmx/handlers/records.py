@@ -24,6 +24,10 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Args:
         path: the ``history.jsonl``; an absent file gives no rows.
+
+    Example:
+        >>> read_history("there/is/no/such/file.jsonl")
+        []
     """
     file = Path(path)
     if not file.is_file():
@@ -43,6 +47,14 @@ class EpochRecorder:
         path: the file to append to; ``None`` writes none. A training that starts at epoch 0 begins a new file.
         task_names: names in the output keys, the primary task first.
         evaluator: the validation engine, or ``None``.
+
+    Example:
+        >>> import torch
+        >>> trainer = Engine(lambda engine, batch: {"loss_y": torch.tensor(float(batch))})
+        >>> EpochRecorder("history.jsonl", task_names=("y",)).attach(trainer)
+        >>> _ = trainer.run([1, 2], max_epochs=2)
+        >>> [(row["epoch"], row["loss_y"]) for row in read_history("history.jsonl")]
+        [(1, 1.5), (2, 1.5)]
     """
 
     def __init__(

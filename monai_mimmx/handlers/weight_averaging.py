@@ -36,6 +36,15 @@ class WeightAveraging:
 
     Raises:
         ValueError: for a decay or count out of range.
+
+    Example:
+        >>> from monai.engines import default_prepare_batch
+        >>> network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        >>> batches = [{"image": torch.randn(8, 3), "label": torch.zeros(8)}]
+        >>> averaging = WeightAveraging(network, batches, prepare_batch=default_prepare_batch, device="cpu")
+        >>> averaging.update_statistics()
+        >>> averaging.averaged.training, network.training
+        (False, True)
     """
 
     def __init__(

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mutual information, distance correlation and multi-task cross-entropy as PyTorch losses."""
 
-from monai_mimmx.losses.dependence import BlockDistanceCorrelation, BlockMutualInformation, make_dependence
 from monai_mimmx.losses.dcor import DistanceCorrelationLoss, distance_correlation
+from monai_mimmx.losses.dependence import BlockDistanceCorrelation, BlockMutualInformation, make_dependence
 from monai_mimmx.losses.mine import MINELoss, donsker_varadhan, product_partners
 from monai_mimmx.losses.multi_task import MultiTaskCrossEntropy
 

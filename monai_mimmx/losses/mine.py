@@ -166,7 +166,7 @@ class MINELoss(nn.Module):
                 raise ValueError(
                     f"condition must hold {batch} integer class indices, got {condition.dtype} {tuple(condition.shape)}."
                 )
-            if condition.numel() and not (0 <= int(condition.min()) and int(condition.max()) < self.num_classes):
+            if condition.numel() and (int(condition.min()) < 0 or int(condition.max()) >= self.num_classes):
                 raise ValueError(
                     f"condition must lie in [0, {self.num_classes - 1}], got values from {int(condition.min())} to "
                     f"{int(condition.max())}; leave out samples without a label."

@@ -100,7 +100,7 @@ def densenet121_encoder(spatial_dims: int, in_channels: int) -> nn.Module:
         Huang et al., Densely Connected Convolutional Networks, CVPR 2017.
     """
     encoder = DenseNet121(spatial_dims=spatial_dims, in_channels=in_channels, out_channels=1)
-    encoder.out_features = encoder.class_layers.out.in_features
+    encoder.out_features = encoder.class_layers.out.in_features  # type: ignore[union-attr, assignment]
     encoder.class_layers.out = nn.Identity()
     return encoder
 

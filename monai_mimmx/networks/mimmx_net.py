@@ -73,7 +73,8 @@ class MIMMXNet(nn.Module):
         self.num_factors = self.num_tasks - 1
         self.feature_dim = feature_dim
         self.encoder = make_encoder(encoder, spatial_dims, in_channels)
-        self.projection = nn.Linear(self.encoder.out_features, self.num_tasks * feature_dim)
+        width: int = self.encoder.out_features  # type: ignore[assignment]
+        self.projection = nn.Linear(width, self.num_tasks * feature_dim)
         self.standardize = nn.BatchNorm1d(self.num_tasks * feature_dim, affine=False)
         self.caw = ConfounderAttentionWeighter(feature_dim) if caw else None
         self.attend_features = bool(caw) and caw != "terms"
@@ -106,7 +107,7 @@ class MIMMXNet(nn.Module):
         for i, head in enumerate(self.heads):
             outputs.append(head(blocks[:, i]))
         logits = torch.cat(outputs, dim=1)
-        if not torch.jit.is_scripting():
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would compile what stands behind an "and")
             if return_features:
                 return logits, features, attention  # type: ignore[return-value]
         return logits

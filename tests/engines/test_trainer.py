@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 
 import pytest
@@ -103,11 +104,11 @@ def projection_slopes(**options):
 
 
 class TestIteration:
-    @pytest.mark.parametrize("method", ["mine", "joint", "dcor", None])
-    @pytest.mark.parametrize("caw", [False, "features", "terms"])
+    @pytest.mark.parametrize(
+        ("method", "caw"),
+        [("mine", "terms"), *itertools.product(["mine", "joint", "dcor", None], [False, "features"])],
+    )
     def test_runs_with_plain_tensors(self, method, caw):
-        if caw == "terms" and method != "mine":
-            pytest.skip("attention over the terms needs one trained term per factor")
         trainer = make_trainer(method=method, caw=caw, loss_scaling=DynamicLossScaling())
         before = weights(trainer.network)
         trainer.run()

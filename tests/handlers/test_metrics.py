@@ -8,7 +8,7 @@ import torch
 from monai.engines import SupervisedEvaluator
 from torch import nn
 
-from monai_mimmx.handlers import CellBalancedAccuracy, head_accuracies, head_output
+from monai_mimmx.handlers import CellBalancedAccuracy, RobustAccuracy, head_accuracies, head_output
 
 CLASSES = (3, 2, 2)
 
@@ -51,6 +51,39 @@ class TestCellBalancedAccuracy:
         assert metric.compute() == 1.0
         metric.reset()
         assert metric.compute() == 0.0
+
+
+class TestRobustAccuracy:
+    @pytest.mark.parametrize("missing", [0, 7])
+    def test_one_factor_is_the_worse_of_here_and_inverted(self, missing):
+        rng = np.random.default_rng(0)
+        y = rng.integers(0, 2, 400)
+        z = np.where(rng.random(400) < 0.85, y, 1 - y)
+        labels = torch.tensor(np.stack([y, z], axis=1))
+        labels[:missing, 1] = -1
+        rows = labels[missing:].numpy()
+        for predicted in (z, y, np.where(rng.random(400) < 0.7, y, z), np.where(y == z, 1 - y, y)):
+            logits = torch.nn.functional.one_hot(torch.tensor(predicted), 4).float()
+            metric = RobustAccuracy((2, 2))
+            metric.update((logits, labels))
+            correct = (predicted == y)[missing:]
+            inverted = 0.0
+            for cell in np.ndindex(2, 2):
+                inside = (rows == cell).all(1)
+                independent = (rows[:, 0] == cell[0]).mean() * (rows[:, 1] == cell[1]).mean()
+                inverted += (2 * independent - inside.mean()) * correct[inside].mean()
+            assert metric.compute() == pytest.approx(max(0.0, min(correct.mean(), inverted)), abs=1e-9)
+
+    def test_two_factors_add_their_drops(self):
+        # The prediction follows z1: the drop is that of z1, and z2, which is independent of all, adds none.
+        cells = [(y, y, z) for y in (0, 1) for z in (0, 1)] * 9 + [(y, 1 - y, z) for y in (0, 1) for z in (0, 1)]
+        labels = torch.tensor(cells)
+        metric = RobustAccuracy((2, 2, 2))
+        metric.update((torch.nn.functional.one_hot(labels[:, 1], 6).float(), labels))
+        assert metric.compute() == pytest.approx(0.1, abs=1e-9)  # 0.9 here, 0.1 where z1 is inverted
+
+    def test_no_sample(self):
+        assert RobustAccuracy((2, 2)).compute() == 0.0
 
 
 class TestHeads:

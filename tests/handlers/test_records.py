@@ -72,7 +72,9 @@ def test_line(tmp_path, caplog):
 
 def test_line_without_dependence_or_validation():
     recorder = EpochRecorder(None, task_names=("y",))
-    assert recorder.describe({"epoch": 3, "loss_y": 0.5, "seconds": 1.25}, 120) == "epoch   3/120 | loss y 0.500 | 1.2 s"
+    assert (
+        recorder.describe({"epoch": 3, "loss_y": 0.5, "seconds": 1.25}, 120) == "epoch   3/120 | loss y 0.500 | 1.2 s"
+    )
 
 
 def test_a_new_training_begins_a_new_file(tmp_path):

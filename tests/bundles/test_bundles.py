@@ -1,0 +1,251 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Each bundle, whole, at tiny size: train, evaluate, resume, infer, verify, export; and the errors a user can cause."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+
+from monai_mimmx.data.fashion_mnist import DEFAULT_SOURCE
+from monai_mimmx.errors import root_cause
+
+ROOT = Path(__file__).parents[2] / "bundles"
+BUNDLES = [
+    "brain_age",
+    pytest.param(
+        "fashion_mnist",
+        marks=pytest.mark.skipif(
+            not DEFAULT_SOURCE.is_dir(), reason="Fashion-MNIST is not installed: apt-get install dataset-fashion-mnist"
+        ),
+    ),
+]
+TINY = {
+    "cohort_scale": 0.02,
+    "image_size": 32,
+    "batch_size": 16,
+    "epochs": 2,
+    "val_interval": 1,
+    "device": "cpu",
+    "network_def#encoder#strides": [2, 2, 2, 1],
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Cohort and cache of each bundle, made once."""
+    return tmp_path_factory.mktemp("bundles")
+
+
+def options(bundle, folders, output, **more):
+    shared = {"cohort_dir": str(folders / bundle / "cohort"), "cache_dir": str(folders / bundle / "cache")}
+    return TINY | shared | {"bundle_root": str(ROOT / bundle), "output_dir": str(output)} | more
+
+
+def workflow(bundle, *configs, workflow_type="train", **override):
+    files = [str(ROOT / bundle / "configs" / f"{name}.json") for name in configs]
+    made = ConfigWorkflow(
+        config_file=files,
+        meta_file=str(ROOT / bundle / "configs/metadata.json"),
+        logging_file=False,
+        workflow_type=workflow_type,
+        **override,
+    )
+    made.initialize()
+    return made
+
+
+def train(bundle, folders, output, **more):
+    workflow(bundle, "train", **options(bundle, folders, output, **more)).run()
+    return json.loads((output / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(folders, tmp_path_factory):
+    """Bundle name to the output folder and metrics of one training, on demand."""
+    done = {}
+
+    def get(bundle):
+        if bundle not in done:
+            output = tmp_path_factory.mktemp(bundle)
+            done[bundle] = output, train(bundle, folders, output)
+        return done[bundle]
+
+    return get
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_training_ends_with_the_evaluation(bundle, trained):
+    output, metrics = trained(bundle)
+    factors = metrics["task_names"][1:]
+    assert metrics["method"] == "mimmx" and metrics["epochs"] == 2 and metrics["config"]["n_b"] == 6
+    for subset in ("val", "inv", "bal"):
+        assert set(metrics["accuracy"][subset]) == {"y", *factors}
+        assert all(0 <= value <= 1 for value in metrics["accuracy"][subset].values())
+        assert sum(metrics["attention"][subset].values()) == pytest.approx(1, abs=1e-4)
+    assert metrics["drop_val_inv"] == metrics["accuracy"]["val"]["y"] - metrics["accuracy"]["inv"]["y"]
+    assert set(metrics["probe"]) == {"f_y", *(f"f_{name}" for name in factors)}
+    assert isinstance(metrics["mi"], float)
+    for name in ("report.html", "accuracy.png", "tsne.png", "history.jsonl", "models/model.pt"):
+        assert (output / name).stat().st_size > 100, name
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_same_seed_same_metrics(bundle, trained, folders, tmp_path):
+    _, first = trained(bundle)
+    again = train(bundle, folders, tmp_path)
+    for key in ("seconds", "config"):
+        first, again = ({k: v for k, v in metrics.items() if k != key} for metrics in (first, again))
+    assert again == first
+
+
+def test_another_seed_gives_other_metrics(trained, folders, tmp_path):
+    _, first = trained("brain_age")
+    other = train("brain_age", folders, tmp_path, seed=1)
+    assert other["mi"] != first["mi"]
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_evaluate_repeats_the_evaluation(bundle, trained, folders, tmp_path):
+    output, metrics = trained(bundle)
+    shutil.copytree(output, tmp_path / "copy")
+    (tmp_path / "copy/metrics.json").unlink()
+    workflow(bundle, "train", "evaluate", **options(bundle, folders, tmp_path / "copy")).run()
+    again = json.loads((tmp_path / "copy/metrics.json").read_text())
+    assert again["accuracy"] == metrics["accuracy"] and again["probes"] == metrics["probes"]
+
+
+def test_resume_goes_on_where_the_training_stopped(trained, folders, tmp_path):
+    output, _ = trained("brain_age")
+    shutil.copytree(output, tmp_path / "copy")
+    metrics = train("brain_age", folders, tmp_path / "copy", epochs=3, resume=True)
+    history = [json.loads(line) for line in (tmp_path / "copy/history.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in history] == [1, 2, 3] and metrics["epochs"] == 3
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_inference_writes_probabilities_and_attention(bundle, trained, folders, tmp_path):
+    output, _ = trained(bundle)
+    images = sorted((folders / bundle / "cohort/images").iterdir())[:5]
+    workflow(
+        bundle,
+        "inference",
+        workflow_type="infer",
+        bundle_root=str(ROOT / bundle),
+        images=[str(image) for image in images],
+        ckpt=str(output / "models/model.pt"),
+        predictions_path=str(tmp_path / "predictions.csv"),
+        image_size=32,
+        device="cpu",
+        **{"network_def#encoder#strides": [2, 2, 2, 1]},
+    ).run()
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    assert [row["image"] for row in rows] == [str(image) for image in images]
+    for row in rows:
+        numbers = [float(value) for key, value in row.items() if key != "image"]
+        # Three tasks whose probabilities sum to 1 each, and attention weights that sum to 1.
+        assert len(numbers) == 8 and sum(numbers) == pytest.approx(4, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["baseline", "rebalance", "mimm", "dcor"])
+def test_every_method_runs(method, folders, tmp_path):
+    metrics = train("brain_age", folders, tmp_path, method=method, epochs=1)
+    assert metrics["method"] == method
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"sampling": "correlated", "conditional": True, "estimator": "joint"},
+        {"caw": "terms", "feature_batches": 0, "ema": False},
+        {"caw": False, "dls": False, "detach_z": False},
+    ],
+)
+def test_options_run(more, folders, tmp_path):
+    assert train("brain_age", folders, tmp_path, epochs=1, n_b=2, **more)["epochs"] == 1
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_properties_are_complete(bundle, folders, tmp_path):
+    made = workflow(bundle, "train", **options(bundle, folders, tmp_path))
+    assert not made.check_properties()
+    made = workflow(bundle, "inference", workflow_type="infer", bundle_root=str(ROOT / bundle))
+    assert not made.check_properties()
+
+
+@pytest.mark.parametrize("bundle", ["brain_age", "fashion_mnist"])
+def test_metadata_and_network_agree(bundle, tmp_path):
+    configs = ROOT / bundle / "configs"
+    metadata = json.loads((configs / "metadata.json").read_text())
+    required = (
+        "schema version monai_version pytorch_version numpy_version required_packages_version task description authors "
+        "copyright network_data_format"
+    ).split()
+    schema = {"type": "object", "required": required, "properties": {"network_data_format": {"required": ["inputs"]}}}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    metadata["schema"] = (tmp_path / "schema.json").as_uri()
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    verify_metadata(meta_file=str(tmp_path / "metadata.json"), filepath=str(tmp_path / "schema.json"))
+    assert metadata["version"] in metadata["changelog"]
+    assert len(metadata["network_data_format"]["outputs"]["pred"]["channel_def"]) == 6
+    verify_net_in_out(
+        "network_def",
+        device="cpu",
+        meta_file=str(configs / "metadata.json"),
+        config_file=str(configs / "inference.json"),
+    )
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_export_gives_the_same_logits(bundle, trained, tmp_path):
+    output, _ = trained(bundle)
+    override = {"network_def#encoder#strides": [2, 2, 2, 1]}
+    ckpt_export(
+        "network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(output / "models/model.pt"),
+        meta_file=str(ROOT / bundle / "configs/metadata.json"),
+        config_file=str(ROOT / bundle / "configs/inference.json"),
+        key_in_ckpt="",
+        **override,
+    )
+    image = torch.randn(3, 1, 32, 32)
+    scripted = torch.jit.load(tmp_path / "model.ts").eval()
+    made = workflow(bundle, "inference", workflow_type="infer", bundle_root=str(ROOT / bundle), **override)
+    network = made.parser.get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(output / "models/model.pt", weights_only=True))
+    with torch.no_grad():
+        torch.testing.assert_close(scripted(image), network(image))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"n_b": 0}, "n_b, the estimator steps per encoder batch, must be 1 or more, got 0"),
+        ({"lambda_mi": -1.0}, "lambda_mi must be 0 or more, got -1.0"),
+        ({"feature_dim": 0}, "feature_dim must be 1 or more, got 0"),
+        ({"method": "magic"}, "method must be .* got 'magic'"),
+        ({"sampling": "fair"}, "sampling must be 'correlated' or 'balanced', got 'fair'"),
+        ({"caw": "terms", "estimator": "joint"}, "needs one term per factor"),
+        ({"dataset_dir": "/nowhere"}, "no table at /nowhere/labels.csv"),
+        ({"resume": True}, "there is no checkpoint state"),
+    ],
+)
+def test_wrong_options_are_told(more, message, folders, tmp_path):
+    with pytest.raises(Exception) as caught:
+        train("brain_age", folders, tmp_path / "output", **more)
+    with pytest.raises(type(root_cause(caught.value)), match=message):
+        raise root_cause(caught.value)
+    assert not (tmp_path / "output/metrics.json").exists()
+
+
+def test_a_loss_that_turns_nan_stops_and_keeps_the_checkpoint(folders, tmp_path):
+    with pytest.raises(Exception) as caught:
+        train("brain_age", folders, tmp_path, epochs=6, **{"train#trainer#max_grad_norm": None, "learning_rate": 1e18})
+    cause = root_cause(caught.value)
+    assert isinstance(cause, (FloatingPointError, ValueError)), cause
+    assert not (tmp_path / "metrics.json").exists()
