@@ -143,7 +143,9 @@ class MIMMXTrainer(SupervisedTrainer):
         if weighter is not None and dependence is None:
             raise ValueError("weighter weighs dependence terms, but dependence is None; leave weighter out.")
         if weighter is not None and dependence_optimizer is None:
-            raise ValueError("weighter needs dependence_optimizer to train it, next to a dependence term with parameters.")
+            raise ValueError(
+                "weighter needs dependence_optimizer to train it, next to a dependence term with parameters."
+            )
         self.task_names = tuple(task_names)
         factors = self.task_names[1:]
         if dependence is not None:

@@ -105,9 +105,7 @@ class ExperimentEvaluation:
             "version": monai_mimmx.__version__,
             "config": self.settings,
             **scores,
-            "interval": {
-                name: list(bootstrap_interval(subset, "accuracy")) for name, subset in test.items()
-            },
+            "interval": {name: list(bootstrap_interval(subset, "accuracy")) for name, subset in test.items()},
             "probe": probes["linear"],
             "probes": probes,
             "attention": {
@@ -125,7 +123,8 @@ class ExperimentEvaluation:
         figures = self._figures(metrics, predictions, history)
         paths = save_figures({name: figure for name, (figure, _) in figures.items()}, self.output_dir)
         pictures = {
-            name: (path.read_bytes(), caption) for path, (name, (_, caption)) in zip(paths, figures.items(), strict=True)
+            name: (path.read_bytes(), caption)
+            for path, (name, (_, caption)) in zip(paths, figures.items(), strict=True)
         }
         report = write_report(self.output_dir, metrics, pictures, title=self.title)
         write_json(self.output_dir / "metrics.json", metrics)

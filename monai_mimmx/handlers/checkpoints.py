@@ -23,5 +23,7 @@ def latest_checkpoint(folder: str | os.PathLike[str], prefix: str = "state") -> 
     """
     found = sorted(Path(folder).glob(f"{prefix}*.pt"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise FileNotFoundError(f"there is no checkpoint {prefix}*.pt in {folder} to resume from; train without --resume.")
+        raise FileNotFoundError(
+            f"there is no checkpoint {prefix}*.pt in {folder} to resume from; train without --resume."
+        )
     return str(found[-1])

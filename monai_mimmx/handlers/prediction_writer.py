@@ -92,7 +92,9 @@ class PredictionWriter:
 
     def rows(self, prediction: Tensor) -> list[list[float]]:
         """Predictions `(B, sum C [+ N])` to the numbers of the rows."""
-        parts = prediction.float().split([*self.num_classes, len(self.num_classes) - 1][: None if self.attention else -1], 1)
+        parts = prediction.float().split(
+            [*self.num_classes, len(self.num_classes) - 1][: None if self.attention else -1], 1
+        )
         heads = [part.softmax(1) for part in parts[: len(self.num_classes)]]
         return torch.cat([*heads, *parts[len(self.num_classes) :]], dim=1).tolist()
 

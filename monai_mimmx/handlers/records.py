@@ -118,7 +118,9 @@ class EpochRecorder:
             parts.append(f"MI {row['mi']:.3f} x {row['lambda']:.2f}")
         selected = [name for name in self.task_names if f"select_accuracy_{name}" in row]
         if selected:
-            parts.append("select " + " ".join(f"{name} {100 * row[f'select_accuracy_{name}']:.1f}" for name in selected))
+            parts.append(
+                "select " + " ".join(f"{name} {100 * row[f'select_accuracy_{name}']:.1f}" for name in selected)
+            )
         if "select_robust" in row:
             parts.append(f"robust {100 * row['select_robust']:.1f} %")
         parts.append(f"{row['seconds']:.1f} s")

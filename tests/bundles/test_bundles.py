@@ -181,10 +181,19 @@ def test_properties_are_complete(bundle, folders, tmp_path):
 def test_metadata_and_network_agree(bundle, tmp_path):
     configs = ROOT / bundle / "configs"
     metadata = json.loads((configs / "metadata.json").read_text())
-    required = (
-        "schema version monai_version pytorch_version numpy_version required_packages_version task description authors "
-        "copyright network_data_format"
-    ).split()
+    required = [
+        "schema",
+        "version",
+        "monai_version",
+        "pytorch_version",
+        "numpy_version",
+        "required_packages_version",
+        "task",
+        "description",
+        "authors",
+        "copyright",
+        "network_data_format",
+    ]
     schema = {"type": "object", "required": required, "properties": {"network_data_format": {"required": ["inputs"]}}}
     (tmp_path / "schema.json").write_text(json.dumps(schema))
     metadata["schema"] = (tmp_path / "schema.json").as_uri()
