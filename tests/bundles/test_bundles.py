@@ -173,7 +173,9 @@ def test_options_run(more, folders, tmp_path):
 def test_properties_are_complete(bundle, folders, tmp_path):
     made = workflow(bundle, "train", **options(bundle, folders, tmp_path))
     assert not made.check_properties()
-    made = workflow(bundle, "inference", workflow_type="infer", bundle_root=str(ROOT / bundle))
+    made = workflow(
+        bundle, "inference", workflow_type="infer", bundle_root=str(ROOT / bundle), images=[__file__], device="cpu"
+    )
     assert not made.check_properties()
 
 

@@ -1,0 +1,52 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of the predictions, and what a failure leaves."""
+
+import csv
+
+import pytest
+import torch
+from ignite.engine import Engine
+
+from monai_mimmx.handlers import PredictionWriter
+
+
+def engine_of(outputs, paths):
+    left = iter(outputs)
+
+    def step(engine, batch):
+        value = next(left)
+        if value is None:
+            raise OSError("broken image")
+        return {"pred": value}
+
+    return Engine(step), [{"path": [path]} for path in paths]
+
+
+def writer(path):
+    return PredictionWriter(path, task_names=["age", "sex"], class_names=[["young", "old"], ["f", "m"]])
+
+
+def test_rows(tmp_path):
+    engine, batches = engine_of([torch.tensor([[0.0, 0.0, 1.0, 1.0, 1.0]])], ["a.png"])
+    writer(tmp_path / "p.csv").attach(engine)
+    engine.run(batches)
+    (row,) = csv.DictReader((tmp_path / "p.csv").open())
+    assert row == {
+        "image": "a.png",
+        "age: young": "0.500000",
+        "age: old": "0.500000",
+        "sex: f": "0.500000",
+        "sex: m": "0.500000",
+        "attention: sex": "1.000000",
+    }
+    assert not (tmp_path / "p.csv.part").exists()
+
+
+def test_failure_keeps_what_was_done_under_another_name(tmp_path):
+    engine, batches = engine_of([torch.zeros(1, 5), None], ["a.png", "b.png"])
+    writer(tmp_path / "p.csv").attach(engine)
+    with pytest.raises(OSError, match="broken image"):
+        engine.run(batches)
+    assert not (tmp_path / "p.csv").exists()
+    assert len((tmp_path / "p.csv.part").read_text().splitlines()) == 2
