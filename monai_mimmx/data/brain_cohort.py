@@ -12,16 +12,13 @@ Every subject is a slab of three axial slices through the lateral ventricles, dr
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
 import math
 import multiprocessing
 import os
 import pathlib
 import shutil
 import sys
-import uuid
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -32,6 +29,8 @@ import pandas as pd
 from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
+
+from monai_mimmx.data.cohort_folder import publish_folder
 
 __all__ = ["COHORT_VERSION", "brain_volume", "write_brain_cohort"]
 
@@ -339,32 +338,6 @@ def _progress(folder: pathlib.Path, rows: list, seed: int, num_workers: int) -> 
                 raise
 
 
-def _existing(folder: pathlib.Path, marker: dict) -> bool:
-    """True where `folder` holds the wanted cohort, False where nothing stands in the way; otherwise raises."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    way_out = "name another folder, or remove this one yourself if it is no longer needed"
-    try:
-        found = json.loads((folder / "cohort.json").read_text())
-    except (OSError, ValueError):
-        raise ValueError(
-            f"expected an empty folder or a brain cohort, got {folder} without a readable cohort.json: {way_out}"
-        ) from None
-    for key, expected in marker.items():
-        if not isinstance(found, dict) or found.get(key) != expected:
-            received = found.get(key) if isinstance(found, dict) else found
-            raise ValueError(
-                f"expected a brain cohort of {key} {expected}, got {key} {received} in {folder}: {way_out}"
-            )
-    images = folder / "images"
-    count = sum(1 for _ in images.iterdir()) if images.is_dir() else 0
-    if not (folder / "labels.csv").is_file() or count < sum(marker["counts"].values()):
-        raise ValueError(
-            f"expected labels.csv and {sum(marker['counts'].values())} images, got {count} images in {folder}: {way_out}"
-        )
-    return True
-
-
 def write_brain_cohort(
     folder: str | os.PathLike,
     *,
@@ -381,9 +354,8 @@ def write_brain_cohort(
     subsets can be drawn; about 3 % of the subjects are between the age groups. At scale 1 there are about 11,900
     volumes, 620 MB.
 
-    The files depend on (scale, seed) only, not on the number of workers. They are written to a hidden sibling
-    `.<folder>.partial-*` that is renamed at the end: `folder` is either whole or absent, and of two processes that
-    write at once the second uses what the first wrote.
+    The files depend on (scale, seed) only, not on the number of workers. `folder` is either whole or absent, see
+    `publish_folder`.
 
     Args:
         folder: where to write; it must be absent, empty, or hold the very same cohort.
@@ -409,38 +381,21 @@ def write_brain_cohort(
     if num_workers < 1:
         raise ValueError(f"expected num_workers of 1 or more, got {num_workers}")
 
-    folder = pathlib.Path(folder).expanduser().resolve()
     table = _table(scale, seed)
     counts = {split: int((table["split"] == split).sum()) for split in _CELLS}
-    marker = {"version": COHORT_VERSION, "seed": seed, "scale": float(scale), "counts": counts}
-    if _existing(folder, marker):
-        return folder / "labels.csv"
 
-    partial = folder.parent / f".{folder.name}.partial-{uuid.uuid4().hex[:12]}"
-    try:
-        (partial / "images").mkdir(parents=True)
-        need, free = len(table) * (math.prod(SHAPE) + 4096), shutil.disk_usage(partial).free
+    def write(new: pathlib.Path) -> None:
+        (new / "images").mkdir()
+        need, free = len(table) * (math.prod(SHAPE) + 4096), shutil.disk_usage(new).free
         if free < need:
             raise OSError(f"{need / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
         rows = list(zip(range(len(table)), table["image"], table["age"], table["sex"], table["dataset"], strict=True))
         with tqdm(
             total=len(table), desc="writing the brain cohort", unit="volume", mininterval=0.5, disable=not progress
         ) as bar:
-            for done in _progress(partial, rows, seed, num_workers):
+            for done in _progress(new, rows, seed, num_workers):
                 bar.update(done)
-        table.to_csv(partial / "labels.csv", index=False, float_format="%.1f")
-        (partial / "cohort.json").write_text(json.dumps(marker, indent=2) + "\n")
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not _existing(folder, marker):
-                raise
-    except OSError as error:
-        raise OSError(
-            f"cannot write the brain cohort to {folder} ({error}): name a writable folder with enough space"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            if partial.exists():
-                shutil.rmtree(partial)
-    return folder / "labels.csv"
+        table.to_csv(new / "labels.csv", index=False, float_format="%.1f")
+
+    marker = {"cohort": "brain", "version": COHORT_VERSION, "seed": seed, "scale": float(scale), "counts": counts}
+    return publish_folder(folder, marker, write) / "labels.csv"

@@ -61,6 +61,7 @@ def publish_folder(folder: str | os.PathLike[str], marker: Mapping[str, Any], wr
 
     Raises:
         ValueError: `folder` is a file, holds other files, or a cohort with another marker. Nothing is ever removed.
+        OSError: `folder` cannot be written, or the disk is full.
 
     Example:
         >>> import tempfile
@@ -69,22 +70,29 @@ def publish_folder(folder: str | os.PathLike[str], marker: Mapping[str, Any], wr
         ...     sorted(path.name for path in made.iterdir())
         ['cohort.json', 'x.txt']
     """
-    target = Path(folder).resolve()
+    target = Path(folder).expanduser().resolve()
     marker = json.loads(json.dumps(marker))  # as it reads back: tuples become lists
     if _is_published(target, marker):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        new = temporary / "cohort"  # a fresh folder: mkdtemp's own is closed to other users
-        new.mkdir()
-        write(new)
-        (new / MARKER_NAME).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
-            os.rename(new, target)
-        except OSError:
-            if not _is_published(target, marker):  # another process may have finished first
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            new = temporary / "cohort"  # a fresh folder: mkdtemp's own is closed to other users
+            new.mkdir()
+            write(new)
+            (new / MARKER_NAME).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+            try:
+                os.rename(new, target)
+            except OSError:
+                if not _is_published(target, marker):  # another process may have finished first
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except FileNotFoundError:
+        raise  # of something that `write` reads
+    except OSError as error:
+        raise OSError(
+            f"cannot write the cohort to {target} ({error}): name a writable folder with enough space"
+        ) from error
     return target
