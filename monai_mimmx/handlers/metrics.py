@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -11,6 +12,8 @@ from ignite.metrics import Accuracy, Metric
 from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor
+
+from monai_mimmx.data.splits import cell_index
 
 __all__ = ["CellBalancedAccuracy", "RobustAccuracy", "head_accuracies", "head_output"]
 
@@ -87,9 +90,7 @@ class CellBalancedAccuracy(Metric):
     @reinit__is_reduced
     def reset(self) -> None:
         """Forget all samples."""
-        cells = 1
-        for classes in self.num_classes:
-            cells *= classes
+        cells = math.prod(self.num_classes)
         self._correct = torch.zeros(cells, dtype=torch.float64)
         self._total = torch.zeros(cells, dtype=torch.float64)
 
@@ -101,13 +102,10 @@ class CellBalancedAccuracy(Metric):
         """
         label = output[1].cpu()
         predicted = output[0][:, : self.num_classes[0]].argmax(1).cpu()
-        complete = (label >= 0).all(1)
-        label, predicted = label[complete], predicted[complete]
-        cell = torch.zeros(len(label), dtype=torch.long)
-        for i, classes in enumerate(self.num_classes):
-            cell = cell * classes + label[:, i]
-        self._total += torch.bincount(cell, minlength=len(self._total))
-        self._correct += torch.bincount(cell[predicted == label[:, 0]], minlength=len(self._total))
+        cell = torch.from_numpy(cell_index(label.numpy(), self.num_classes))
+        complete, correct = cell >= 0, predicted == label[:, 0]
+        self._total += torch.bincount(cell[complete], minlength=len(self._total))
+        self._correct += torch.bincount(cell[complete & correct], minlength=len(self._total))
 
     @sync_all_reduce("_correct", "_total")
     def compute(self) -> float:

@@ -133,11 +133,11 @@ def training_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
 
     Args:
         history: a row per epoch with "epoch" and any of "loss_<task>", "gamma_<task>", "mi", "mi_<factor>", "lambda",
-            "attention_<factor>", "select_accuracy_<task>", "select_cell_balanced".
+            "attention_<factor>", "select_accuracy_<task>", "select_robust" (what the model is selected by).
     """
     select = _series(history, "select_accuracy_")
-    if balanced := _series(history, "select_cell_balanced").get(""):
-        select = {**select, "y, cells balanced": balanced}
+    if robust := _series(history, "select_robust").get(""):
+        select = {**select, "y, robust": robust}
     mi = _series(history, "mi_")
     if total := _series(history, "mi").get(""):
         mi = {"total MI": total, **mi}

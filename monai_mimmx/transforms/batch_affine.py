@@ -5,17 +5,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
-
 import torch
-from monai.transforms import Randomizable
 from torch import Tensor
 from torch.nn import functional as F
+
+from monai_mimmx.transforms.batch_random import RandBatch
 
 __all__ = ["RandBatchAffine"]
 
 
-class RandBatchAffine(Randomizable):
+class RandBatchAffine(RandBatch):
     """
     Rotate, scale and shear each 2D image of a batch at random about its centre, by one bilinear resampling.
 
@@ -44,29 +43,7 @@ class RandBatchAffine(Randomizable):
                 f"{max_rotation}, {max_shear} and {max_scale}"
             )
         self.max_rotation, self.max_scale, self.max_shear = math.radians(max_rotation), max_scale, max_shear
-        self._generator = torch.Generator()
-        self.set_random_state(seed=seed)
-
-    def set_random_state(self, seed: int | None = None, state: Any = None) -> RandBatchAffine:
-        """Seed the generator, or set its state."""
-        if state is not None:
-            self._generator.set_state(state)
-        elif seed is not None:
-            self._generator.manual_seed(seed)
-        else:
-            self._generator.seed()
-        return self
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The generator's state, for checkpoints."""
-        return {"generator": self._generator.get_state()}
-
-    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Go on from a checkpoint."""
-        self._generator.set_state(state_dict["generator"])
-
-    def randomize(self, data: Any = None) -> None:
-        """Nothing to do: the draws depend on the batch and are made when it is seen."""
+        super().__init__(seed)
 
     def __call__(self, batch: Tensor) -> Tensor:
         """
@@ -81,7 +58,7 @@ class RandBatchAffine(Randomizable):
         """
         if batch.ndim != 4:
             raise ValueError(f"expected a batch of 2D images (B, C, H, W), got shape {tuple(batch.shape)}")
-        draws = 2 * torch.rand(len(batch), 4, generator=self._generator) - 1
+        draws = 2 * torch.rand(len(batch), 4, generator=self.generator) - 1
         angle, shear = self.max_rotation * draws[:, 0], self.max_shear * draws[:, 1]
         scale = 1 + self.max_scale * draws[:, 2:]
         aspect = batch.shape[-1] / batch.shape[-2]

@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from monai.transforms import Randomizable
+
+from monai_mimmx.transforms.batch_random import RandBatch
 
 _FIELD_SIZE = 2**18
 
@@ -47,7 +46,7 @@ def shift_image(image: torch.Tensor, shift: tuple[int, ...], *, out: torch.Tenso
     return out
 
 
-class RandBatchAugment(Randomizable):
+class RandBatchAugment(RandBatch):
     """Augment each sample of a batch at random: flip, shift with edge replication, gain, additive Gaussian noise.
 
     All draws come from one CPU generator, so that a run repeats and resumes on any device. Where a batch has more than
@@ -96,37 +95,7 @@ class RandBatchAugment(Randomizable):
         self.flip_prob = flip_prob
         self.flip_axis = flip_axis
         self.intensity = intensity
-        self._generator = torch.Generator()
-        self.set_random_state(seed=seed)
-
-    def set_random_state(self, seed: int | None = None, state: Any = None) -> RandBatchAugment:
-        """Start the generator anew from a seed, or from a state of `get_state`; neither: from a random seed."""
-        if state is not None:
-            self.set_state(state)
-        elif seed is not None:
-            self._generator.manual_seed(seed)
-        else:
-            self._generator.seed()
-        return self
-
-    def get_state(self) -> torch.Tensor:
-        """The generator's state, a byte tensor."""
-        return self._generator.get_state()
-
-    def set_state(self, state: torch.Tensor) -> None:
-        """Go on from a state of `get_state`."""
-        self._generator.set_state(state.cpu())
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The generator's state, for checkpoints."""
-        return {"generator": self.get_state()}
-
-    def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
-        """Go on from a checkpoint."""
-        self.set_state(state_dict["generator"])
-
-    def randomize(self, data: Any = None) -> None:
-        """Nothing to do: the draws depend on the batch and are made when it is seen."""
+        super().__init__(seed)
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Augment a batch.
@@ -151,7 +120,7 @@ class RandBatchAugment(Randomizable):
                 f"flip_axis={self.flip_axis}, got shape {tuple(batch.shape)}"
             )
         count, size = len(batch), batch[0].numel() if len(batch) else 0
-        draw = self._generator
+        draw = self.generator
         shifts = torch.randint(-self.max_shift, self.max_shift + 1, (count, len(spatial)), generator=draw).tolist()
         flips = (torch.rand(count, generator=draw) < self.flip_prob).tolist()
         gains = (1 + self.intensity * (2 * torch.rand(count, generator=draw) - 1)).tolist()
