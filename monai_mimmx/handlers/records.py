@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import os
@@ -68,6 +69,7 @@ class EpochRecorder:
         self._count = 0
         self._started = 0.0
         self._validated = 0
+        self._durations: list[float] = []
 
     def attach(self, engine: Engine) -> None:
         """Record every epoch of ``engine``."""
@@ -104,12 +106,15 @@ class EpochRecorder:
         if self.evaluator is not None and self._validated:
             row |= {f"select_{key}": float(value) for key, value in self.evaluator.state.metrics.items()}
         row["seconds"] = time.perf_counter() - self._started
+        self._durations.append(row["seconds"])
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-        self.logger.info(self.describe(row, engine.state.max_epochs))
+        left = (engine.state.max_epochs or row["epoch"]) - row["epoch"]
+        seconds_left = left * sum(self._durations) / len(self._durations)
+        self.logger.info(self.describe(row, engine.state.max_epochs, seconds_left))
 
-    def describe(self, row: dict[str, Any], max_epochs: int | None = None) -> str:
+    def describe(self, row: dict[str, Any], max_epochs: int | None = None, seconds_left: float = 0.0) -> str:
         """One line of text for a row."""
         width = len(str(max_epochs or row["epoch"]))
         parts = [f"epoch {row['epoch']:{width}d}/{max_epochs}"]
@@ -124,4 +129,6 @@ class EpochRecorder:
         if "select_robust" in row:
             parts.append(f"robust {100 * row['select_robust']:.1f} %")
         parts.append(f"{row['seconds']:.1f} s")
+        if seconds_left:
+            parts[-1] += f", {datetime.timedelta(seconds=round(seconds_left))} left"
         return " | ".join(parts)

@@ -206,7 +206,9 @@ def test_complete_cohort_is_reused(labels, monkeypatch):
 
 def test_other_cohort_is_refused_and_kept(labels):
     before = _files(labels)
-    with pytest.raises(ValueError, match=r"brain holds a cohort made with other settings \(seed: expected 7, found 0\)"):
+    with pytest.raises(
+        ValueError, match=r"brain holds a cohort made with other settings \(seed: expected 7, found 0\)"
+    ):
         write_brain_cohort(labels.parent, scale=SCALE, seed=7, progress=False)
     with pytest.raises(ValueError, match=r"scale: expected 0\.5, found 0\.004"):
         write_brain_cohort(labels.parent, scale=0.5, progress=False)

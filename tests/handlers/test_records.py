@@ -77,6 +77,11 @@ def test_line_without_dependence_or_validation():
     )
 
 
+def test_line_says_how_long_it_takes():
+    line = EpochRecorder(None, task_names=("y",)).describe({"epoch": 1, "loss_y": 0.5, "seconds": 40.0}, 101, 4000.4)
+    assert line.endswith("| 40.0 s, 1:06:40 left")
+
+
 def test_a_new_training_begins_a_new_file(tmp_path):
     run(tmp_path / "h.jsonl", [1.0] * 6, 3)
     run(tmp_path / "h.jsonl", [2.0] * 2, 1)
