@@ -1,14 +1,17 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The last line that a user reads after a failed run: what was wrong, not where the config parser noticed it."""
+"""Errors that reach the user early, and as one last line that says what was wrong."""
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 import traceback
+from pathlib import Path
 from types import TracebackType
 
-__all__ = ["root_cause", "show_root_cause"]
+__all__ = ["check_writable", "root_cause", "show_root_cause"]
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -53,3 +56,32 @@ def show_root_cause() -> None:
             print(f"\n{type(cause).__name__}: {cause}", file=sys.stderr)
 
     sys.excepthook = hook
+
+
+def check_writable(folder: str | os.PathLike[str], option: str = "output_dir") -> None:
+    """
+    Make a folder and try to write into it, so that a run with nowhere to put its results stops before it begins.
+
+    Args:
+        folder: where results will go; made with its parents if absent.
+        option: what the user calls it.
+
+    Raises:
+        OSError: if it cannot be made or written.
+
+    Example:
+        >>> check_writable("results")
+        >>> check_writable("/proc/results")
+        Traceback (most recent call last):
+            ...
+        OSError: cannot write to output_dir /proc/results: ...
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"cannot write to {option} {path}: {error.strerror or error}; name another folder with --{option}"
+        ) from error

@@ -5,7 +5,9 @@
 import subprocess
 import sys
 
-from monai_mimmx.errors import root_cause
+import pytest
+
+from monai_mimmx.errors import check_writable, root_cause
 
 
 def test_root_cause_goes_through_wrappers_only():
@@ -28,3 +30,11 @@ def test_last_line_tells_the_cause():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "ValueError: n_b is 0"
+
+
+def test_writable(tmp_path):
+    check_writable(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot write to out .*file/x: Not a directory; name another folder with --out"):
+        check_writable(tmp_path / "file" / "x", "out")

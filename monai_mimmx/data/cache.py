@@ -66,7 +66,7 @@ def _load(path: str, transform: Transform, dtype: str, shape: tuple[int, ...] | 
     if not np.isfinite(low) or not np.isfinite(high):
         raise ValueError(f"it holds NaN or infinite pixels ({int((~np.isfinite(pixels)).sum())} of {pixels.size})")
     if low == high:
-        raise ValueError(f"all its pixels are {low:g}")
+        raise ValueError(f"after the transforms all its pixels are {low:g}")
     limit = float(np.finfo(dtype).max)
     if max(-low, high) > limit:
         raise ValueError(f"its pixels reach {max(-low, high):g}, beyond {dtype}: normalise, or use dtype 'float32'")

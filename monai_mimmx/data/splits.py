@@ -134,6 +134,10 @@ def balanced_weights(
     return np.where(cells >= 0, 1.0 / (counts[cells] * len(counts)), 0.0)
 
 
+def _article(kind: str) -> str:
+    return f"an {kind}" if kind == "inverted" else f"a {kind}"
+
+
 def _column_names(task_names: Sequence[str] | None, columns: int) -> list[str]:
     return list(task_names) if task_names is not None else ["y", *(f"z{index}" for index in range(1, columns))]
 
@@ -220,12 +224,12 @@ class CorrelatedSplit:
         if (needed > there).any():
             cell = int(np.argmax(needed - there))
             raise ValueError(
-                f"a {kind} subset of {size} rows needs {needed[cell]} rows with {describe(cell)}, but the table has "
+                f"{_article(kind)} subset of {size} rows needs {needed[cell]} rows with {describe(cell)}, but the table has "
                 f"{there[cell]}; the largest size possible is {largest}"
             )
         if (empty := (compose(1_000_000) > 0) & (there == 0)).any():
             cell = int(np.flatnonzero(empty)[0])
-            logger.warning("no rows with %s: a %s subset has %d rows at most", describe(cell), kind, largest)
+            logger.warning("no rows with %s: %s subset has %d rows at most", describe(cell), _article(kind), largest)
         rng = np.random.default_rng([self.seed, KINDS.index(kind)])
         order = rng.permutation(len(cells))
         order = order[np.argsort(cells[order], kind="stable")]  # grouped by cell, shuffled within

@@ -1,67 +1,15 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Each bundle, whole, at tiny size: train, evaluate, resume, infer, verify, export; and the errors a user can cause."""
+"""Each bundle, whole, at tiny size: train, evaluate, resume, infer, verify, export."""
 
 import csv
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
-
-from monai_mimmx.data.fashion_mnist import DEFAULT_SOURCE
-from monai_mimmx.errors import root_cause
-
-ROOT = Path(__file__).parents[2] / "bundles"
-BUNDLES = [
-    "brain_age",
-    pytest.param(
-        "fashion_mnist",
-        marks=pytest.mark.skipif(
-            not DEFAULT_SOURCE.is_dir(), reason="Fashion-MNIST is not installed: apt-get install dataset-fashion-mnist"
-        ),
-    ),
-]
-TINY = {
-    "cohort_scale": 0.02,
-    "image_size": 32,
-    "batch_size": 16,
-    "epochs": 2,
-    "val_interval": 1,
-    "device": "cpu",
-    "network_def#encoder#strides": [2, 2, 2, 1],
-}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Cohort and cache of each bundle, made once."""
-    return tmp_path_factory.mktemp("bundles")
-
-
-def options(bundle, folders, output, **more):
-    shared = {"cohort_dir": str(folders / bundle / "cohort"), "cache_dir": str(folders / bundle / "cache")}
-    return TINY | shared | {"bundle_root": str(ROOT / bundle), "output_dir": str(output)} | more
-
-
-def workflow(bundle, *configs, workflow_type="train", **override):
-    files = [str(ROOT / bundle / "configs" / f"{name}.json") for name in configs]
-    made = ConfigWorkflow(
-        config_file=files,
-        meta_file=str(ROOT / bundle / "configs/metadata.json"),
-        logging_file=False,
-        workflow_type=workflow_type,
-        **override,
-    )
-    made.initialize()
-    return made
-
-
-def train(bundle, folders, output, **more):
-    workflow(bundle, "train", **options(bundle, folders, output, **more)).run()
-    return json.loads((output / "metrics.json").read_text())
+from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
+from runs import BUNDLES, ROOT, options, train, workflow
 
 
 @pytest.fixture(scope="module")
@@ -231,32 +179,3 @@ def test_export_gives_the_same_logits(bundle, trained, tmp_path):
     network.load_state_dict(torch.load(output / "models/model.pt", weights_only=True))
     with torch.no_grad():
         torch.testing.assert_close(scripted(image), network(image))
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"n_b": 0}, "n_b, the estimator steps per encoder batch, must be 1 or more, got 0"),
-        ({"lambda_mi": -1.0}, "lambda_mi must be 0 or more, got -1.0"),
-        ({"feature_dim": 0}, "feature_dim must be 1 or more, got 0"),
-        ({"method": "magic"}, "method must be .* got 'magic'"),
-        ({"sampling": "fair"}, "sampling must be 'correlated' or 'balanced', got 'fair'"),
-        ({"caw": "terms", "estimator": "joint"}, "needs one term per factor"),
-        ({"dataset_dir": "/nowhere"}, "no table at /nowhere/labels.csv"),
-        ({"resume": True}, "there is no checkpoint state"),
-    ],
-)
-def test_wrong_options_are_told(more, message, folders, tmp_path):
-    with pytest.raises(Exception) as caught:
-        train("brain_age", folders, tmp_path / "output", **more)
-    with pytest.raises(type(root_cause(caught.value)), match=message):
-        raise root_cause(caught.value)
-    assert not (tmp_path / "output/metrics.json").exists()
-
-
-def test_a_loss_that_turns_nan_stops_and_keeps_the_checkpoint(folders, tmp_path):
-    with pytest.raises(Exception) as caught:
-        train("brain_age", folders, tmp_path, epochs=6, **{"train#trainer#max_grad_norm": None, "learning_rate": 1e18})
-    cause = root_cause(caught.value)
-    assert isinstance(cause, (FloatingPointError, ValueError)), cause
-    assert not (tmp_path / "metrics.json").exists()

@@ -1,0 +1,54 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""How the tests run a bundle in this process at tiny size."""
+
+import json
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigWorkflow
+
+from monai_mimmx.data.fashion_mnist import DEFAULT_SOURCE
+
+ROOT = Path(__file__).parents[2] / "bundles"
+BUNDLES = [
+    "brain_age",
+    pytest.param(
+        "fashion_mnist",
+        marks=pytest.mark.skipif(
+            not DEFAULT_SOURCE.is_dir(), reason="Fashion-MNIST is not installed: apt-get install dataset-fashion-mnist"
+        ),
+    ),
+]
+TINY = {
+    "cohort_scale": 0.02,
+    "image_size": 32,
+    "batch_size": 16,
+    "epochs": 2,
+    "val_interval": 1,
+    "device": "cpu",
+    "network_def#encoder#strides": [2, 2, 2, 1],
+}
+
+
+def options(bundle, folders, output, **more):
+    shared = {"cohort_dir": str(folders / bundle / "cohort"), "cache_dir": str(folders / bundle / "cache")}
+    return TINY | shared | {"bundle_root": str(ROOT / bundle), "output_dir": str(output)} | more
+
+
+def workflow(bundle, *configs, workflow_type="train", **override):
+    files = [str(ROOT / bundle / "configs" / f"{name}.json") for name in configs]
+    made = ConfigWorkflow(
+        config_file=files,
+        meta_file=str(ROOT / bundle / "configs/metadata.json"),
+        logging_file=False,
+        workflow_type=workflow_type,
+        **override,
+    )
+    made.initialize()
+    return made
+
+
+def train(bundle, folders, output, **more):
+    workflow(bundle, "train", **options(bundle, folders, output, **more)).run()
+    return json.loads((output / "metrics.json").read_text())

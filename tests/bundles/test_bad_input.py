@@ -1,0 +1,158 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What a user can get wrong in a bundle's options, table or images, and the one error that tells it."""
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from ignite.engine import Events
+from runs import options, train, workflow
+
+from monai_mimmx.data import write_brain_cohort
+from monai_mimmx.errors import root_cause
+
+
+def fails(error, message, *arguments, **more):
+    """Train, and check the root cause of the failure."""
+    with pytest.raises(Exception) as caught:
+        train(*arguments, **more)
+    with pytest.raises(error, match=message) as cause:
+        raise root_cause(caught.value)
+    assert cause.type is error
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"n_b": 0}, ValueError, "n_b, the estimator steps per encoder batch, must be 1 or more, got 0"),
+        ({"lambda_mi": -1.0}, ValueError, "lambda_mi must be 0 or more, got -1.0"),
+        ({"feature_dim": 0}, ValueError, "feature_dim must be 1 or more, got 0"),
+        ({"method": "magic"}, ValueError, "method must be .* got 'magic'"),
+        ({"sampling": "fair"}, ValueError, "sampling must be 'correlated' or 'balanced', got 'fair'"),
+        ({"caw": "terms", "estimator": "joint"}, ValueError, "needs one term per factor"),
+        ({"dataset_dir": "/nowhere"}, FileNotFoundError, "no table at /nowhere/labels.csv"),
+        ({"resume": True}, FileNotFoundError, "there is no checkpoint state"),
+        ({"agreement": 1.5}, ValueError, "expected agreement to be a number from 0 to 1 or 'natural', got 1.5"),
+    ],
+)
+def test_wrong_options_are_told(more, error, message, folders, tmp_path):
+    fails(error, message, "brain_age", folders, tmp_path / "output", **more)
+    assert not (tmp_path / "output/metrics.json").exists()
+
+
+def test_output_that_cannot_be_written_is_told_before_anything_is_made(folders, tmp_path):
+    (tmp_path / "file").touch()
+    more = {"cohort_dir": str(tmp_path / "cohort")}
+    message = r"cannot write to output_dir .*file/output: Not a directory; name another folder with --output_dir"
+    fails(OSError, message, "brain_age", folders, tmp_path / "file/output", **more)
+    assert not (tmp_path / "cohort").exists()
+
+
+@pytest.fixture
+def own(tmp_path, folders):
+    """A user's own folder of images and table, small."""
+    made = write_brain_cohort(folders / "brain_age" / "cohort", scale=0.02, seed=1, progress=False)
+    shutil.copytree(made.parent, tmp_path / "own")
+    return tmp_path / "own"
+
+
+def rewrite(own, change):
+    table = change(pd.read_csv(own / "labels.csv"))
+    table.to_csv(own / "labels.csv", index=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: t.drop(columns="sex"),
+            "labels.csv has no column 'sex': it has 'image', 'subject', 'age', 'dataset'",
+        ),
+        (lambda t: t.iloc[:0], "labels.csv is empty: it has a header and no rows"),
+        (lambda t: t.assign(sex="male"), r"\['female'\] of task 'sex' matches no row; .*'male'"),
+        (lambda t: t[t.age > 57], "column 'age': the rule < 51 of task 'age_group' matches no row"),
+        (lambda t: t.assign(subject="s1"), "subject 's1' stands in the splits 'test' and 'train' and 'val'"),
+        (lambda t: t.assign(age="old"), "labels.csv, line 2, column 'age': .* 'old'"),
+        (
+            lambda t: t[(t.sex == "male") == (t.age > 57)],
+            r"subset 'inv' .*: an inverted subset of 1 rows needs 1 rows with \(age_group=0, sex=1, dataset=1\), but the "
+            "table has 0",
+        ),
+    ],
+)
+def test_bad_tables(own, folders, tmp_path, change, message):
+    rewrite(own, change)
+    fails(ValueError, message, "brain_age", folders, tmp_path / "output", dataset_dir=str(own))
+    assert not list((tmp_path / "output").iterdir())
+
+
+def volume(values):
+    return lambda path: nib.save(nib.Nifti1Image(values.astype(np.float32), np.diag([1.6, 1.6, 6.0, 1.0])), path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (lambda path: path.unlink(), FileNotFoundError, r"labels.csv: \d+ of \d+ image files do not exist: .*\.nii"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:9000]),
+            ValueError,
+            "{}it cannot be read as an image .*Expected 52272 bytes",
+        ),
+        (lambda path: path.write_text("not an image"), ValueError, "{}it cannot be read as an image"),
+        (volume(np.full((9, 9, 3), 7)), ValueError, "{}after the transforms all its pixels are 0"),
+        (
+            volume(np.where(np.arange(243).reshape(9, 9, 3) == 100, np.nan, 1.0)),
+            ValueError,
+            "{}it holds NaN or infinite pixels",
+        ),
+    ],
+)
+def test_bad_images(own, folders, tmp_path, damage, error, message):
+    for path in sorted((own / "images").iterdir())[::2]:
+        damage(path)
+    message = message.format(r"row \d+ of subset '.*': .*own/images/sub-\d+\.nii: ")
+    more = {"dataset_dir": str(own), "cache_dir": str(tmp_path / "cache")}
+    fails(error, message, "brain_age", folders, tmp_path / "output", **more)
+    left = [path for path in (tmp_path / "cache").glob("*")] if (tmp_path / "cache").exists() else []
+    assert not [path for path in left if path.suffix == ".npy"]
+
+
+def test_a_third_class_without_a_rule_is_excluded_and_counted(own, folders, tmp_path, capsys):
+    def change(table):
+        extra = table[::10].assign(dataset="GNC", subject=lambda t: t.subject + "-g", image=lambda t: t.image)
+        extra["image"] = [f"images/{name}.nii" for name in extra.subject]
+        for image, source in zip(extra.image, table.image[::10]):
+            shutil.copy(own / source, own / image)
+        return pd.concat([table, extra], ignore_index=True)
+
+    rewrite(own, change)
+    metrics = train("brain_age", folders, tmp_path / "output", dataset_dir=str(own), epochs=1)
+    assert any("dataset" in reason and count > 10 for reason, count in metrics["excluded"].items()), metrics["excluded"]
+
+
+def test_batches_that_lack_a_class_train(folders, tmp_path):
+    more = {"conditional": True, "sampling": "correlated", "batch_size": 3, "epochs": 1, "n_b": 1}
+    metrics = train("brain_age", folders, tmp_path, **more)
+    assert np.isfinite(metrics["mi"])
+
+
+def test_a_loss_that_turns_nan_stops_and_keeps_the_checkpoint(folders, tmp_path):
+    made = workflow("brain_age", "train", **options("brain_age", folders, tmp_path, epochs=4))
+    trainer, network = (made.parser.get_parsed_content(name) for name in ("train#trainer", "network"))
+    made.parser.get_parsed_content("checkpoint").attach(trainer)
+
+    def spoil(engine):
+        if engine.state.epoch == 3:
+            next(network.parameters()).data.fill_(float("nan"))
+
+    trainer.add_event_handler(Events.EPOCH_STARTED, spoil)
+    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 3, .*last saved checkpoint is intact"):
+        trainer.run()
+    assert [path.name for path in tmp_path.glob("models/state*")] == ["state_checkpoint_epoch=2.pt"]
+    assert (tmp_path / "models/model.pt").is_file()
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "history.jsonl").open()] == [1, 2]
