@@ -29,7 +29,7 @@ def locator():
 
 
 def test_there_are_names_in_every_subpackage():
-    found = {module.name for module in pkgutil.iter_modules(monai_mimmx.__path__)}
+    found = {module.name for module in pkgutil.iter_modules(monai_mimmx.__path__)} - {"__main__"}
     assert found == set(monai_mimmx.__all__)
     assert all(package.__all__ for package in PACKAGES)
     assert all(inspect.isclass(value) or inspect.isfunction(value) for value in PUBLIC.values())

@@ -1,0 +1,17 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Every method, every seed: one run of a bundle each, and the tables over all of them."""
+
+from monai_mimmx.comparison.methods import method_options
+from monai_mimmx.comparison.runner import PlannedRun, execute_runs, plan_runs
+from monai_mimmx.comparison.tables import collect_rows, format_tables, summarise
+
+__all__ = [
+    "PlannedRun",
+    "collect_rows",
+    "execute_runs",
+    "format_tables",
+    "method_options",
+    "plan_runs",
+    "summarise",
+]

@@ -1,0 +1,53 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of a comparison: a name each, and the bundle options that make it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["METHODS", "method_options"]
+
+_PAPER = {"method": "mimmx", "sampling": "correlated"}
+
+METHODS: dict[str, dict[str, Any]] = {
+    "baseline": {"method": "baseline"},
+    "baseline_dls_caw": {"method": "baseline", "dls": True, "caw": True},
+    "rebalance": {"method": "rebalance"},
+    "dcor": {"method": "dcor"},
+    "mimm": {"method": "mimm"},
+    "mimmx_no_dls_no_caw": {**_PAPER, "dls": False, "caw": False},
+    "mimmx_caw": {**_PAPER, "dls": False, "caw": True},
+    "mimmx_dls": {**_PAPER, "dls": True, "caw": False},
+    "mimmx": {**_PAPER, "dls": True, "caw": True},
+    "mimmx_conditional": {**_PAPER, "dls": True, "caw": True, "conditional": True},
+    "mimmx_caw_terms": {**_PAPER, "dls": True, "caw": "terms"},
+    "mimmx_balanced": {"method": "mimmx", "sampling": "balanced"},
+}
+"""Name of a row to the options of its runs. `mimmx` is the method as published, on correlated batches;
+`mimmx_balanced` is the same loss on batches in which every (y, z) cell is equally likely."""
+
+
+def method_options(names: Sequence[str] | str = "all") -> dict[str, dict[str, Any]]:
+    """
+    The rows of that name, in the order asked for.
+
+    Args:
+        names: of `METHODS`, or "all".
+
+    Raises:
+        ValueError: for an unknown name, or one given twice.
+
+    Example:
+        >>> method_options(["rebalance"])
+        {'rebalance': {'method': 'rebalance'}}
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    if names == ["all"]:
+        return dict(METHODS)
+    if unknown := [name for name in names if name not in METHODS]:
+        raise ValueError(f"expected methods among all, {', '.join(METHODS)}, got {unknown[0]!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected each method once, got {' '.join(names)}")
+    return {name: METHODS[name] for name in names}

@@ -1,0 +1,242 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Run a bundle for every method and seed, each in a process of its own; what is finished is never run again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from monai_mimmx.evaluation.protocol import write_json
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows has no such lock: there, do not run one folder twice at once
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["PlannedRun", "plan_runs", "execute_runs"]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """
+    One run of a bundle: a method, a seed and, in a sweep, an agreement.
+
+    Args:
+        name: of the row in the tables.
+        seed: of the run.
+        folder: its `output_dir`.
+        options: everything that is given to the bundle.
+        command: the process that runs it.
+
+    Example:
+        >>> run = PlannedRun("rebalance", 0, Path("out/rebalance/seed_0"), {"seed": 0}, ("python", "-c", "pass"))
+        >>> run.is_finished
+        False
+    """
+
+    name: str
+    seed: int
+    folder: Path
+    options: Mapping[str, Any]
+    command: tuple[str, ...]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run ended with its evaluation."""
+        return (self.folder / "metrics.json").is_file()
+
+
+def plan_runs(
+    bundle: str | os.PathLike[str],
+    methods: Mapping[str, Mapping[str, Any]],
+    *,
+    seeds: Sequence[int],
+    output_dir: str | os.PathLike[str],
+    agreements: Sequence[float] = (),
+    overlays: Sequence[str | os.PathLike[str]] = (),
+    options: Mapping[str, Any] | None = None,
+) -> list[PlannedRun]:
+    """
+    All runs of a comparison, seed by seed, so that every row has something early.
+
+    Args:
+        bundle: folder of the bundle.
+        methods: name to bundle options, such as `method_options` gives.
+        seeds: one run of each.
+        output_dir: runs go to `<output_dir>/<name>[/agreement_<a>]/seed_<seed>`.
+        agreements: of a strength sweep; none: the bundle's own.
+        overlays: config files that are merged over `train.json`.
+        options: given to every run; those of a method win.
+
+    Raises:
+        FileNotFoundError: if the bundle has no `configs/train.json`, or an overlay is missing.
+        ValueError: for no seed, a seed twice, or options that the comparison itself sets.
+
+    Example:
+        `plan_runs("bundles/brain_age", method_options(), seeds=range(3), output_dir="out")`
+    """
+    root, output = Path(bundle).resolve(), Path(output_dir).resolve()
+    files = [root / "configs" / "train.json", *(Path(overlay).resolve() for overlay in overlays)]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"there is no {file}: --bundle names the folder of a bundle, --overlay config files"
+            )
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"expected one or more different seeds, got {list(seeds)}")
+    if clash := sorted({"seed", "output_dir", "bundle_root"} & set(options or {})):
+        raise ValueError(f"the comparison sets {', '.join(clash)} itself: leave it out of the bundle's options")
+    if agreements and "agreement" in (options or {}):
+        raise ValueError("agreement is given both as a sweep and as an option of the bundle")
+    runs = []
+    for seed in seeds:
+        for name, own in methods.items():
+            for agreement in agreements or (None,):
+                sweep = {} if agreement is None else {"agreement": float(agreement)}
+                folder = output / name / ("" if agreement is None else f"agreement_{agreement:g}") / f"seed_{seed}"
+                given = {**(options or {}), **own, **sweep, "seed": seed}
+                command = [
+                    *(sys.executable, "-m", "monai.bundle", "run"),
+                    *("--config_file", str(files[0]) if len(files) == 1 else str([str(file) for file in files])),
+                    *("--logging_file", str(root / "configs" / "logging.conf")),
+                    *("--bundle_root", str(root), "--output_dir", str(folder)),
+                ]
+                for key, value in given.items():
+                    command += [f"--{key}", value if isinstance(value, str) else repr(value)]
+                runs.append(PlannedRun(name, seed, folder, given, tuple(command)))
+    return runs
+
+
+def execute_runs(
+    runs: Sequence[PlannedRun], *, jobs: int = 1, progress: bool = True, report: Callable[[str], None] | None = None
+) -> dict[str, int]:
+    """
+    Run those runs that are not finished.
+
+    A run that fails leaves `error.json` (its exit status and last lines) and the rest go on; it is tried again by the
+    next call. `log.txt` in its folder holds all that it printed. Each process gets its share of the CPU cores, unless
+    OMP_NUM_THREADS is set, and where there are several GPUs they are dealt out. A run that another process is running
+    is left to it.
+
+    Args:
+        runs: of `plan_runs`.
+        jobs: processes at once.
+        progress: show a progress bar with the time left.
+        report: gets one line for every run that ends; by default it is printed.
+
+    Returns:
+        How many runs are "finished", "skipped" (they were already), "failed" and "elsewhere".
+
+    Raises:
+        ValueError: if `jobs` is below 1, or a run's folder holds a run with other options.
+
+    Example:
+        >>> execute_runs([], progress=False)
+        {'finished': 0, 'skipped': 0, 'failed': 0, 'elsewhere': 0}
+    """
+    if jobs < 1:
+        raise ValueError(f"expected jobs of 1 or more, got {jobs}")
+    for run in runs:
+        _check_same(run)
+    waiting = [run for run in runs if not run.is_finished]
+    counts = {"finished": 0, "skipped": len(runs) - len(waiting), "failed": 0, "elsewhere": 0}
+    report = report or tqdm.write
+    processes: set[subprocess.Popen] = set()
+    places = list(range(jobs))  # a GPU goes with a place
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        futures = {pool.submit(_run, run, jobs, places, processes): run for run in waiting}
+        bar = tqdm(total=len(runs), initial=counts["skipped"], desc="runs", unit="run", disable=not progress)
+        for future in as_completed(futures):
+            run, (outcome, line) = futures[future], future.result()
+            counts[outcome] += 1
+            report(f"{run.name} seed {run.seed}: {line}")
+            bar.update()
+        bar.close()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(processes):
+            process.terminate()
+        pool.shutdown(wait=True)
+    return counts
+
+
+def _check_same(run: PlannedRun) -> None:
+    path = run.folder / "run.json"
+    if not path.is_file():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))["options"]
+    now = json.loads(json.dumps(dict(run.options)))
+    if before != now:
+        keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        told = ", ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys)
+        raise ValueError(f"{run.folder} holds a run with other options ({told}): name another output_dir")
+
+
+def _run(run: PlannedRun, jobs: int, places: list[int], processes: set[subprocess.Popen]) -> tuple[str, str]:
+    """The outcome of one run and a line about it."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(run.folder / ".lock") as lock:
+        if lock is None:
+            return "elsewhere", "another process is running it"
+        (run.folder / "error.json").unlink(missing_ok=True)
+        write_json(run.folder / "run.json", {"name": run.name, "seed": run.seed, "options": dict(run.options)})
+        place = places.pop()
+        threads = max(1, len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0]) // jobs)
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        if torch.cuda.device_count() > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
+            environment["CUDA_VISIBLE_DEVICES"] = str(place % torch.cuda.device_count())
+        started = time.perf_counter()
+        with (run.folder / "log.txt").open("w", encoding="utf-8") as log:
+            # The child inherits the lock, so that a run whose parent was killed is not started a second time.
+            process = subprocess.Popen(
+                run.command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                pass_fds=(lock,) if lock >= 0 else (),
+            )
+            processes.add(process)
+            status = process.wait()
+            processes.discard(process)
+        places.append(place)
+        seconds = time.perf_counter() - started
+    if status == 0 and run.is_finished:
+        accuracy = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))["accuracy"]
+        figures = " ".join(f"{subset} {100 * accuracy[subset]['y']:.1f}" for subset in accuracy)
+        return "finished", f"y {figures} % | {seconds:.0f} s"
+    lines = (run.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    write_json(run.folder / "error.json", {"status": status, "lines": lines[-20:], "command": list(run.command)})
+    return "failed", f"FAILED with status {status}: {lines[-1] if lines else 'no output'} | see {run.folder}/log.txt"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int | None]:
+    """The descriptor of a locked file, None where another process holds it, -1 where there are no locks."""
+    if fcntl is None:
+        yield -1
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield None
+        else:
+            yield descriptor
+    finally:
+        os.close(descriptor)

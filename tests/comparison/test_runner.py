@@ -1,0 +1,196 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+
+import pytest
+
+from monai_mimmx.__main__ import main
+from monai_mimmx.comparison import execute_runs, method_options, plan_runs
+from monai_mimmx.comparison.methods import METHODS
+
+METRICS = {
+    "accuracy": {"val": {"y": 0.9, "sex": 0.8}, "inv": {"y": 0.6, "sex": 0.8}, "bal": {"y": 0.7, "sex": 0.8}},
+    "config": {"seed": 0},
+    "task_names": ["sick", "sex"],
+    "n": {"val": 10},
+    "version": "0",
+    "seconds": 1.0,
+    "drop_val_inv": 0.3,
+    "probes": {
+        "linear": {"f_y": {"sex": 0.6}, "f_sex": {"y": 0.5}},
+        "knn": {"f_y": {"sex": 0.6}},
+        "chance": {"y": 0.5, "sex": 0.5},
+    },
+}
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A bundle that writes its metrics at once; it fails for one method, and waits where asked to."""
+    config = {
+        "imports": ["$import json", "$import os", "$import time", "$import monai_mimmx"],
+        "output_dir": ".",
+        "bundle_root": ".",
+        "method": "mimmx",
+        "sampling": None,
+        "seed": 0,
+        "wait": 0,
+        "metrics": METRICS,
+        "initialize": ["$monai_mimmx.errors.show_root_cause()"],
+        "run": [
+            "$print('threads', os.environ['OMP_NUM_THREADS'])",
+            "$time.sleep(@wait)",
+            "$1 / 0 if @method == 'dcor' else None",
+            "$open(@output_dir + '/metrics.json', 'w').write(json.dumps(@metrics))",
+        ],
+    }
+    root = tmp_path / "a bundle"
+    (root / "configs").mkdir(parents=True)
+    (root / "configs/train.json").write_text(json.dumps(config))
+    (root / "configs/logging.conf").write_text(
+        "[loggers]\nkeys=root\n[handlers]\nkeys=\n[formatters]\nkeys=\n[logger_root]\nlevel=WARNING\nhandlers=\n"
+    )
+    return root
+
+
+def runs(bundle, *names, **more):
+    return plan_runs(bundle, method_options(names), output_dir=bundle.parent / "out", **{"seeds": [0], **more})
+
+
+def test_a_failed_cell_is_recorded_and_the_rest_go_on(bundle, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    lines = []
+    made = runs(bundle, "dcor", "baseline", "rebalance")
+    counts = execute_runs(made, jobs=2, progress=False, report=lines.append)
+    assert counts == {"finished": 2, "skipped": 0, "failed": 1, "elsewhere": 0}
+    error = json.loads((bundle.parent / "out/dcor/seed_0/error.json").read_text())
+    assert error["status"] == 1 and error["lines"][-1] == "ZeroDivisionError: division by zero"
+    assert sorted(lines)[0].startswith("baseline seed 0: y val 90.0 inv 60.0 bal 70.0 %")
+    assert "dcor seed 0: FAILED with status 1" in "\n".join(lines)
+    assert "threads 1" in (made[1].folder / "log.txt").read_text()
+    # Again: only the failed one is tried.
+    stamp = (made[1].folder / "metrics.json").stat().st_mtime_ns
+    assert execute_runs(made, progress=False, report=lines.append) == {
+        "finished": 0,
+        "skipped": 2,
+        "failed": 1,
+        "elsewhere": 0,
+    }
+    assert (made[1].folder / "metrics.json").stat().st_mtime_ns == stamp
+
+
+def test_a_killed_comparison_goes_on_without_starting_its_orphan_again(bundle):
+    script = (
+        "from pathlib import Path; from monai_mimmx.comparison import *\n"
+        f"execute_runs(plan_runs({str(bundle)!r}, method_options(['baseline']), seeds=[0], options={{'wait': 6}}, "
+        f"output_dir={str(bundle.parent / 'out')!r}), progress=False)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    made = runs(bundle, "baseline", options={"wait": 6})
+    while not (made[0].folder / "log.txt").exists():
+        time.sleep(0.1)
+        assert parent.poll() is None
+    time.sleep(0.3)
+    parent.kill()
+    parent.wait()
+    assert execute_runs(made, progress=False, report=lambda line: None)["elsewhere"] == 1
+    deadline = time.monotonic() + 60
+    while not made[0].is_finished and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert execute_runs(made, progress=False)["skipped"] == 1
+
+
+def test_other_options_in_the_same_folder_are_refused(bundle):
+    execute_runs(runs(bundle, "baseline"), progress=False, report=lambda line: None)
+    with pytest.raises(ValueError, match="with other options .wait: None there, 1 now.: name another output_dir"):
+        execute_runs(runs(bundle, "baseline", options={"wait": 1}), progress=False)
+
+
+def test_the_list_of_commands_runs_by_itself(bundle, capsys):
+    arguments = ["--bundle", str(bundle), "--output_dir", str(bundle.parent / "out")]
+    assert main(["compare", *arguments, "--methods", "baseline", "--seeds", "2", "--list", "--", "--wait", "0"]) == 0
+    first, _ = capsys.readouterr().out.splitlines()
+    (bundle.parent / "out/baseline/seed_0").mkdir(parents=True)
+    subprocess.run(
+        shlex.split(first), check=True, capture_output=True, env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    )
+    assert main(["compare", *arguments, "--methods", "baseline", "--seeds", "2", "--list"]) == 0
+    assert "seed_1" in capsys.readouterr().out
+
+
+def test_sweep_folders_and_commands(bundle):
+    made = runs(bundle, "mimmx", agreements=[0.5, 0.95], seeds=[3], overlays=[bundle / "configs/train.json"])
+    assert [run.folder.relative_to(bundle.parent).as_posix() for run in made] == [
+        "out/mimmx/agreement_0.5/seed_3",
+        "out/mimmx/agreement_0.95/seed_3",
+    ]
+    command = shlex.join(made[1].command)
+    assert "--agreement 0.95 --seed 3" in command and "--method mimmx --sampling correlated --dls True" in command
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"seeds": []}, "one or more different seeds"),
+        ({"seeds": [1, 1]}, "one or more different seeds"),
+        ({"options": {"seed": 1}}, "sets seed itself"),
+        ({"options": {"agreement": 0.5}, "agreements": [0.9]}, "both as a sweep"),
+        ({"overlays": ["no.json"]}, "no.json"),
+    ],
+)
+def test_wrong_plans(bundle, more, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        runs(bundle, "baseline", **more)
+    with pytest.raises(ValueError, match="jobs of 1 or more"):
+        execute_runs([], jobs=0)
+
+
+def test_compare_writes_tables(bundle, capsys):
+    output = bundle.parent / "out"
+    arguments = [
+        "compare",
+        "--bundle",
+        str(bundle),
+        "--output_dir",
+        str(output),
+        "--methods",
+        "baseline",
+        "dcor",
+        "--seeds",
+        "1",
+    ]
+    assert main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert "| baseline | 1 | 90.0 | 60.0 | 70.0 |" in printed and "1 finished, 1 failed" in printed
+    assert "| baseline | 1 | 90.0 |" in (output / "tables.md").read_text()
+    assert [row["name"] for row in json.loads((output / "rows.json").read_text())] == ["baseline", "dcor"]
+    assert main(["report", str(output)]) == 0
+
+
+def test_wrong_arguments_are_told(bundle, capsys, tmp_path):
+    for arguments, message in (
+        (["compare", "--bundle", str(tmp_path / "none"), "--output_dir", "x"], "there is no .*none/configs/train.json"),
+        (["compare", "--bundle", str(bundle), "--output_dir", "x", "--methods", "magic"], "got 'magic'"),
+        (["compare", "--bundle", str(bundle), "--output_dir", "x", "--", "--epochs"], "pairs of --key value"),
+        (["report", str(tmp_path / "nothing")], "no finished run"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+        assert re.search(message, capsys.readouterr().err)
+
+
+def test_methods():
+    assert list(method_options("all")) == list(METHODS)
+    assert METHODS["mimmx"]["sampling"] == "correlated" and METHODS["mimmx_balanced"]["sampling"] == "balanced"
+    with pytest.raises(ValueError, match="got 'x'"):
+        method_options(["x"])
+    with pytest.raises(ValueError, match="each method once"):
+        method_options(["mimm", "mimm"])
