@@ -4,6 +4,7 @@
 
 from monai_mimmx.data.brain_cohort import write_brain_cohort
 from monai_mimmx.data.cache import CachedImages, cache_subsets, keep_batch, select_subset
+from monai_mimmx.data.chexpert import CheXpertColumns, find_table
 from monai_mimmx.data.fashion_mnist import read_idx, write_fashion_cohort
 from monai_mimmx.data.image_list import list_images
 from monai_mimmx.data.sampling import make_sampler
@@ -19,6 +20,7 @@ from monai_mimmx.data.tables import Rule, Task, parse_tasks, read_table
 
 __all__ = [
     "CachedImages",
+    "CheXpertColumns",
     "CorrelatedSplit",
     "Rule",
     "Task",
@@ -26,6 +28,7 @@ __all__ = [
     "cache_subsets",
     "cell_index",
     "describe_subsets",
+    "find_table",
     "keep_batch",
     "list_images",
     "make_sampler",

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,8 +200,8 @@ def parse_tasks(tasks: Sequence[Mapping[str, Any] | Task]) -> list[Task]:
     return parsed
 
 
-def _read_columns(path: Path, required: Sequence[str], optional: Sequence[str]) -> pd.DataFrame:
-    """The wanted columns as stripped text, blanks as NA; the index is the line in the file."""
+def _read_columns(path: Path, required: Sequence[str], optional: Sequence[str], everything: bool) -> pd.DataFrame:
+    """The wanted columns, or all, as stripped text, blanks as NA; the index is the line in the file."""
     if not path.is_file():
         raise FileNotFoundError(f"no table at {path}: expected a CSV file (check dataset_dir or the path)")
     try:
@@ -215,7 +215,7 @@ def _read_columns(path: Path, required: Sequence[str], optional: Sequence[str]) 
         frame = pd.read_csv(
             path,
             dtype=str,
-            usecols=lambda name: name.strip() in wanted,
+            usecols=None if everything else lambda name: name.strip() in wanted,
             keep_default_na=False,
             na_values=list(BLANKS),
             skip_blank_lines=False,
@@ -313,6 +313,7 @@ def read_table(
     subject_column: str = "subject",
     split_column: str = "split",
     image_root: str | os.PathLike[str] | None = None,
+    prepare: Callable[[pd.DataFrame, Path], tuple[pd.DataFrame, dict[str, int]]] | None = None,
     check_images: bool = True,
 ) -> pd.DataFrame:
     """Read a CSV table and turn its attribute columns into class indices.
@@ -327,6 +328,8 @@ def read_table(
         subject_column: column of the subject (patient) each image belongs to.
         split_column: column that says `train`, `val` or `test`; need not exist.
         image_root: folder that relative image paths start from; None: the table's folder.
+        prepare: turns the whole table (text, blanks as NA) into one with the columns above, and counts the rows that it
+            leaves out by reason, such as `CheXpertColumns`.
         check_images: raise for image files that do not exist.
 
     Returns:
@@ -354,14 +357,21 @@ def read_table(
     path = Path(path).expanduser().absolute()
     parsed = parse_tasks(tasks)
     required = list(dict.fromkeys([image_column, subject_column, *(task.column for task in parsed)]))
-    table = _read_columns(path, required, [split_column])
+    table = _read_columns(path, [] if prepare else required, [split_column], everything=prepare is not None)
+    total = len(table)
+    excluded: dict[str, int] = {}
+    if prepare is not None:
+        table, excluded = prepare(table, path)
+        if missing := [name for name in required if name not in table.columns]:
+            raise ValueError(f"{path} has no column {missing[0]!r}: it has {', '.join(map(repr, table.columns))}")
+        if table.empty:
+            raise ValueError(f"{path}: 0 of {total} rows kept, excluded: {excluded}")
     for column in (image_column, subject_column):
         if table[column].isna().any():
             line = table.index[table[column].isna()][0]
             raise ValueError(f"{path}, line {line}: column {column!r} is blank: every row needs one")
 
     keep = np.ones(len(table), dtype=bool)
-    excluded: dict[str, int] = {}
     labels: dict[str, np.ndarray] = {}
     for index, task in enumerate(parsed):
         labels[task.name], reasons = _classify(table[task.column], task, path)
@@ -371,7 +381,7 @@ def read_table(
             if count := int((rows & keep).sum()):
                 excluded[reason] = count
                 keep &= ~rows
-    summary = f"{path}: {int(keep.sum())} of {len(table)} rows kept" + (f", excluded: {excluded}" if excluded else "")
+    summary = f"{path}: {int(keep.sum())} of {total} rows kept" + (f", excluded: {excluded}" if excluded else "")
     if not keep.any():
         raise ValueError(f"{summary}; every row is excluded: check the rules of the tasks")
     for task in parsed:

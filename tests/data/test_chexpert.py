@@ -1,0 +1,198 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from monai_mimmx.data import CheXpertColumns, find_table, read_table
+from monai_mimmx.data.chexpert import LABELS, PATHOLOGIES
+
+HEADER = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS]
+TASKS = [
+    {"name": "effusion", "column": "Pleural Effusion", "negative": [0], "positive": [1]},
+    {"name": "sex", "column": "Sex", "negative": ["Female"], "positive": ["Male"]},
+    {"name": "age", "column": "Age", "negative": "< 50", "positive": "> 60"},
+    {"name": "cod", "column": "CoD", "negative": [0], "positive": [1]},
+]
+
+
+def record(patient=1, view="frontal", study=1, **labels):
+    sex, age = labels.pop("Sex", "Male"), labels.pop("Age", 70)
+    path = f"CheXpert-v1.0-small/train/patient{patient:05d}/study{study}/view1_{view}.jpg"
+    row = {"Path": path, "Sex": sex, "Age": age, "Frontal/Lateral": view.title()}
+    return row | {"AP/PA": "AP" if view == "frontal" else None} | {k.replace("_", " "): v for k, v in labels.items()}
+
+
+def write(tmp_path, records, folder="CheXpert-v1.0-small"):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    table = pd.DataFrame(records, columns=HEADER)
+    table.to_csv(tmp_path / folder / "train.csv", index=False)
+    return tmp_path / folder / "train.csv"
+
+
+PLAIN = [
+    record(1, Sex="Female", Age=40, No_Finding=1.0),
+    record(2, Pleural_Effusion=1.0, Edema=1.0),
+    record(3, Pleural_Effusion=0.0, Cardiomegaly=1.0),
+    record(4, Sex="Female", Age=30, Pleural_Effusion=1.0),
+]
+
+
+def read(path, tasks=TASKS, **options):
+    columns = CheXpertColumns(**options)
+    return read_table(path, tasks, image_column="Path", subject_column="subject", prepare=columns, check_images=False)
+
+
+def test_labels_patients_and_paths(tmp_path):
+    frame = read(write(tmp_path, PLAIN))
+    assert frame["effusion"].tolist() == [0, 1, 0, 1]
+    assert frame["sex"].tolist() == [0, 1, 1, 0] and frame["age"].tolist() == [0, 1, 1, 0]
+    assert frame["cod"].tolist() == [0, 1, 1, 0]
+    assert frame["subject"].tolist() == [f"patient0000{i}" for i in (1, 2, 3, 4)]
+    assert frame["image"][0] == str(tmp_path / "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg")
+
+
+@pytest.mark.parametrize("folder", ["CheXpert-v1.0", "my download"])
+def test_the_folder_may_have_any_name(tmp_path, folder):
+    table = write(tmp_path, PLAIN, folder)
+    image = tmp_path / folder / "train/patient00001/study1/view1_frontal.jpg"
+    image.parent.mkdir(parents=True)
+    image.touch()
+    frame = read(table)
+    assert frame["image"][0] == str(image)
+    with pytest.raises(FileNotFoundError, match="3 of 4 image files do not exist"):
+        read_table(table, TASKS, image_column="Path", prepare=CheXpertColumns())
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    records = [
+        *PLAIN,
+        record(5, "lateral", Pleural_Effusion=1.0),
+        record(6, Sex="Unknown", Pleural_Effusion=1.0),
+        record(7, Age=0, Pleural_Effusion=1.0),
+        record(8, Pleural_Effusion=-1.0),
+        record(9, Edema=1.0),
+        record(10, Age=55, Pleural_Effusion=1.0),
+    ]
+    frame = read(write(tmp_path, records))
+    assert len(frame) == 4
+    assert frame.attrs["excluded"] == {
+        "not a frontal view": 1,
+        "Sex is Unknown": 1,
+        "Age is 0": 1,
+        "Pleural Effusion is uncertain": 1,
+        "effusion is blank": 1,
+        "age matches no rule (55 to 55)": 1,
+    }
+    assert len(read(write(tmp_path, records), frontal_only=False)) == 5
+
+
+@pytest.mark.parametrize(
+    ("uncertain", "effusion", "cod"),
+    [("exclude", None, -1), ("zero", 0, 0), ("one", 1, 1)],
+)
+def test_uncertain_labels(tmp_path, uncertain, effusion, cod):
+    records = [*PLAIN, record(5, Pleural_Effusion=-1.0), record(6, Pleural_Effusion=0.0, Edema=-1.0)]
+    frame = read(write(tmp_path, records), uncertain=uncertain).set_index("subject")
+    if effusion is None:
+        assert "patient00005" not in frame.index
+    else:
+        assert frame.loc["patient00005", "effusion"] == effusion
+    assert frame.loc["patient00006", "cod"] == cod
+
+
+@pytest.mark.parametrize(("blank", "kept"), [("no_finding", [1]), ("zero", [1, 5]), ("exclude", [])])
+def test_blank_labels(tmp_path, blank, kept):
+    records = [*PLAIN[1:], PLAIN[0], record(5, Edema=1.0)]
+    frame = read(write(tmp_path, records), blank=blank)
+    negative = {int(s.removeprefix("patient")) for s in frame["subject"][frame["effusion"] == 0]}
+    assert negative == {3, *kept}
+
+
+def test_an_uncertain_finding_beside_a_positive_one_is_a_disease(tmp_path):
+    records = [*PLAIN, record(5, Pleural_Effusion=0.0, Edema=-1.0, Fracture=1.0)]
+    assert read(write(tmp_path, records))["cod"].tolist()[-1] == 1
+
+
+def test_devices_are_no_disease_and_the_columns_are_a_choice(tmp_path):
+    records = [*PLAIN, record(5, Pleural_Effusion=0.0, Support_Devices=1.0)]
+    assert read(write(tmp_path, records))["cod"].tolist()[-1] == 0
+    assert read(write(tmp_path, records), cod_columns=["Support Devices", "Edema"])["cod"].tolist() == [0, 1, 0, 0, 1]
+
+
+def test_another_primary_label(tmp_path):
+    records = [
+        record(
+            i, Edema=float(i % 2), Pleural_Effusion=float(i < 2), Sex=("Male", "Female")[i // 2], Age=30 + 40 * (i // 2)
+        )
+        for i in range(4)
+    ]
+    tasks = [{**TASKS[0], "column": "Edema"}, *TASKS[1:]]
+    frame = read(write(tmp_path, records), tasks, primary="Edema")
+    assert frame["effusion"].tolist() == [0, 1, 0, 1] and frame["cod"].tolist() == [1, 1, 0, 0]
+
+
+def test_against_a_plain_loop(tmp_path):
+    rng = np.random.default_rng(0)
+    records = []
+    for patient in range(400):
+        labels = {name.replace(" ", "_"): rng.choice([1.0, 0.0, -1.0, None]) for name in LABELS}
+        if patient % 4 == 0:
+            labels = dict.fromkeys(labels) | {"No_Finding": 1.0}
+        records.append(record(patient, Age=int(rng.choice([30, 70])), Sex=rng.choice(["Male", "Female"]), **labels))
+    frame = read(write(tmp_path, records))
+    expected = {}
+    for patient, row in enumerate(records):
+        effusion = row["Pleural Effusion"]
+        if effusion is None and row["No Finding"] == 1.0:
+            effusion = 0.0
+        if effusion in (None, -1.0):
+            continue
+        others = [row[name] for name in PATHOLOGIES if name != "Pleural Effusion"]
+        cod = 1 if 1.0 in others else -1 if -1.0 in others else 0
+        expected[f"patient{patient:05d}"] = (int(effusion), cod)
+    found = {s: (int(y), int(c)) for s, y, c in zip(frame["subject"], frame["effusion"], frame["cod"])}
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"uncertain": "maybe"}, "uncertain to be one of exclude, zero, one, got 'maybe'"),
+        ({"blank": "maybe"}, "blank to be one of no_finding, zero, exclude, got 'maybe'"),
+        ({"primary": "Flu"}, "primary to be one of .*, got 'Flu'"),
+        ({"cod_columns": ["Flu"]}, "cod_columns among .*, got 'Flu'"),
+        ({"cod_columns": ["Pleural Effusion"]}, "got 'Pleural Effusion'"),
+    ],
+)
+def test_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        CheXpertColumns(**options)
+
+
+def test_bad_tables(tmp_path):
+    with pytest.raises(ValueError, match="line 6, column 'Edema': expected 1.0, 0.0, -1.0 or blank, got '2.0'"):
+        read(write(tmp_path, [*PLAIN, record(5, Edema=2)]))
+    with pytest.raises(ValueError, match="line 6: expected a Path with a patient, .* got 'train/p1.jpg'"):
+        read(write(tmp_path, [*PLAIN, record(5) | {"Path": "train/p1.jpg"}]))
+    path = tmp_path / "other.csv"
+    path.write_text("Path,Sex\nx,Male\n")
+    with pytest.raises(ValueError, match="no column 'Age', which CheXpert's table has"):
+        read(path)
+    with pytest.raises(ValueError, match="0 of 1 rows kept, excluded: {'not a frontal view': 1}"):
+        read(write(tmp_path, [record(5, "lateral")]))
+
+
+def test_find_table(tmp_path):
+    table = write(tmp_path, PLAIN)
+    assert find_table(tmp_path) == table and find_table(table.parent) == table
+    (tmp_path / "labels.csv").touch()
+    assert find_table(tmp_path) == tmp_path / "labels.csv"
+    (tmp_path / "labels.csv").unlink()
+    write(tmp_path, PLAIN, "CheXpert-v1.0")
+    with pytest.raises(ValueError, match="holds 2 downloads"):
+        find_table(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no labels.csv, train.csv or CheXpert"):
+        find_table(tmp_path / "none")
