@@ -419,3 +419,57 @@ def describe_subsets(subsets: Mapping[str, pd.DataFrame], tasks: Sequence[Task])
         for line in [{key: key for key in widths}, *records]
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def describe_joint(
+    frame: pd.DataFrame, tasks: Sequence[Task], published: Mapping[str, Sequence[Sequence[float]]] | None = None
+) -> str:
+    """A text table of the joint distribution of y and each factor, with a published one beside it where there is one.
+
+    Args:
+        frame: a subset of `make_subsets`.
+        tasks: of `parse_tasks`.
+        published: factor's name to its joint distribution with y, one row per class of y, one column per class of the
+            factor, summing to 1.
+
+    Returns:
+        One line per factor; rows of the joint are separated by `/`. Rows that miss the factor are left out.
+
+    Raises:
+        ValueError: a published distribution of no such factor, of another shape, or that does not sum to 1.
+
+    Example:
+        >>> from monai_mimmx.data.tables import parse_tasks
+        >>> tasks = parse_tasks([{"name": n, "column": n, "negative": [0], "positive": [1]} for n in ("sick", "sex")])
+        >>> frame = pd.DataFrame({"sick": [0, 0, 1, 1], "sex": [0, 1, 1, 1]})
+        >>> print(describe_joint(frame, tasks, {"sex": [[0.2, 0.3], [0.1, 0.4]]}))
+        joint with sick  here                   published
+        sex              0.25 0.25 / 0.00 0.50  0.20 0.30 / 0.10 0.40
+    """
+    primary, *factors = tasks
+    published = dict(published or {})
+    if unknown := sorted(set(published) - {factor.name for factor in factors}):
+        raise ValueError(f"expected published distributions of {[f.name for f in factors]}, got {unknown[0]!r}")
+    labels = _labels_of(frame, tasks)
+    lines = [[f"joint with {primary.name}", "here", "published" if published else ""]]
+    for index, factor in enumerate(factors, start=1):
+        pairs = labels[:, [0, index]]
+        pairs = pairs[(pairs >= 0).all(axis=1)]
+        shape = (primary.num_classes, factor.num_classes)
+        joint = np.bincount(cell_index(pairs, shape), minlength=math.prod(shape)).reshape(shape) / max(1, len(pairs))
+        theirs = ""
+        if factor.name in published:
+            expected = np.asarray(published[factor.name], dtype=float)
+            if expected.shape != shape or not math.isclose(expected.sum(), 1.0, abs_tol=0.011):
+                raise ValueError(
+                    f"expected the published distribution of {factor.name!r} as {shape} numbers that sum to 1, got "
+                    f"{published[factor.name]}"
+                )
+            theirs = _joint_text(expected)
+        lines.append([factor.name, _joint_text(joint), theirs])
+    widths = [max(len(line[column]) for line in lines) for column in range(3)]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines)
+
+
+def _joint_text(joint: np.ndarray) -> str:
+    return " / ".join(" ".join(f"{value:.2f}" for value in row) for row in joint)

@@ -13,6 +13,7 @@ from monai_mimmx.data.splits import (
     CorrelatedSplit,
     balanced_weights,
     cell_index,
+    describe_joint,
     describe_subsets,
     make_subsets,
     subject_partition,
@@ -250,3 +251,29 @@ def test_description_counts():
     assert train.split()[:3] == ["train", "200", str(subsets["train"]["subject"].nunique())]
     assert train.count("90 10 / 10 90") == 2
     assert train.count("0.900") == 2
+
+
+class TestDescribeJoint:
+    tasks = parse_tasks(
+        [{"name": name, "column": name, "negative": [0], "positive": [1]} for name in ("sick", "sex", "age")]
+    )
+
+    def frame(self):
+        return pd.DataFrame({"sick": [0, 0, 0, 1], "sex": [0, 1, -1, 1], "age": [0, 0, 1, 1]})
+
+    def test_missing_factors_are_left_out(self):
+        lines = describe_joint(self.frame(), self.tasks).splitlines()
+        assert lines[1].split() == ["sex", "0.33", "0.33", "/", "0.00", "0.33"]
+        assert lines[2].split() == ["age", "0.50", "0.25", "/", "0.00", "0.25"]
+
+    @pytest.mark.parametrize(
+        ("published", "message"),
+        [
+            ({"site": [[1, 0], [0, 0]]}, "got 'site'"),
+            ({"sex": [[0.5, 0.5]]}, "as .2, 2. numbers that sum to 1"),
+            ({"sex": [[0.5, 0.5], [0.5, 0.5]]}, "sum to 1"),
+        ],
+    )
+    def test_wrong_published(self, published, message):
+        with pytest.raises(ValueError, match=message):
+            describe_joint(self.frame(), self.tasks, published)
