@@ -5,5 +5,6 @@
 from monai_mimmx.transforms.axial_slice import AxialSliced
 from monai_mimmx.transforms.batch_affine import RandBatchAffine
 from monai_mimmx.transforms.batch_augment import RandBatchAugment
+from monai_mimmx.transforms.load_grayscale import LoadGrayscaled
 
-__all__ = ["AxialSliced", "RandBatchAffine", "RandBatchAugment"]
+__all__ = ["AxialSliced", "LoadGrayscaled", "RandBatchAffine", "RandBatchAugment"]
