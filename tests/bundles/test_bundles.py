@@ -117,6 +117,19 @@ def test_options_run(more, folders, tmp_path):
     assert train("brain_age", folders, tmp_path, epochs=1, n_b=2, **more)["epochs"] == 1
 
 
+def test_whole_volumes_train(folders, tmp_path):
+    metrics = train("brain_age", folders, tmp_path, epochs=1, spatial_dims=3, image_size=24)
+    assert metrics["epochs"] == 1
+
+
+@pytest.mark.parametrize("bundle", ["brain_age", "fashion_mnist"])
+def test_inference_is_built_as_the_training_is(bundle):
+    train, infer = (json.loads((ROOT / bundle / f"configs/{name}.json").read_text()) for name in ("train", "inference"))
+    shared = ("network_def", "tasks", "spatial_dims", "image_size", "feature_dim")
+    assert {key: infer[key] for key in shared} == {key: train[key] for key in shared}
+    assert infer["preprocessing"] == train["load"]
+
+
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_properties_are_complete(bundle, folders, tmp_path):
     made = workflow(bundle, "train", **options(bundle, folders, tmp_path))
