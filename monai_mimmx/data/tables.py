@@ -37,6 +37,11 @@ def _value_key(value: Any) -> str:
     return repr(float(text) + 0.0) if _PLAIN_NUMBER.fullmatch(text) else text
 
 
+def _shown(key: str) -> str:
+    """A key of `_value_key` as a person writes it: 1, not 1.0."""
+    return f"{float(key):g}" if _PLAIN_NUMBER.fullmatch(key) else key
+
+
 @dataclass(frozen=True)
 class Rule:
     """Which values of a column belong to a class: listed values, or an interval of numbers.
@@ -101,7 +106,7 @@ class Task:
     @property
     def class_names(self) -> list[str]:
         """A name per class for pictures: the interval, or the listed values."""
-        return [rule.text if rule.is_interval else " / ".join(sorted(rule.values)) for rule in self.classes]
+        return [rule.text if rule.is_interval else " / ".join(sorted(map(_shown, rule.values))) for rule in self.classes]
 
 
 def _parse_rule(rule: Any, where: str) -> Rule:

@@ -212,3 +212,8 @@ def test_large_table_is_vectorised(tmp_path):
     kept = frame[(frame["age"] < 51) | (frame["age"] > 57)]
     assert (read["age_group"].to_numpy() == (kept["age"] > 57).to_numpy()).all()
     assert (read["sex"].to_numpy() == (kept["sex"] == "M").to_numpy()).all()
+
+
+def test_class_names_are_written_as_people_do():
+    tasks = parse_tasks([{"name": "a", "column": "a", "negative": [0, "x"], "positive": [1.0, 2.5]}, SEX])
+    assert tasks[0].class_names == ["0 / x", "1 / 2.5"]
