@@ -37,7 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--output_dir", required=True)
     compare.add_argument("--list", action="store_true", help="print the commands of the runs still to do, run nothing")
     report = commands.add_parser("report", help="write the tables of a comparison again")
-    report.add_argument("output_dir")
+    report.add_argument("output_dir", help="of the comparison, or a folder with its rows.json")
+    report.add_argument("--docs", help="also write the tables as results.md, and rows.json, to this folder")
     return parser
 
 
@@ -56,12 +57,17 @@ def _bundle_options(words: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def write_tables(output_dir: str) -> str:
-    """Write `rows.json` and `tables.md` of a comparison, and return the tables."""
+def write_tables(output_dir: str | Path, docs: str | Path | None = None) -> str:
+    """Write `rows.json` and `tables.md` of a comparison, for a bundle's docs too, and return the tables."""
     rows = collect_rows(output_dir)
     tables = format_tables(rows)
     write_json(Path(output_dir) / "rows.json", rows)
     (Path(output_dir) / "tables.md").write_text(tables + "\n", encoding="utf-8")
+    if docs is not None:
+        Path(docs).mkdir(parents=True, exist_ok=True)
+        write_json(Path(docs) / "rows.json", rows)
+        note = "Written by `python -m monai_mimmx report` from [rows.json](rows.json)."
+        (Path(docs) / "results.md").write_text(f"# Results\n\n{note}\n\n{tables}\n", encoding="utf-8")
     return tables
 
 
@@ -73,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(own)
     try:
         if options.command == "report":
-            print(write_tables(options.output_dir))
+            print(write_tables(options.output_dir, options.docs))
             return 0
         runs = plan_runs(
             options.bundle,

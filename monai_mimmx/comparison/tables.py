@@ -24,7 +24,7 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     One row for every finished or failed run below a comparison's folder.
 
     Args:
-        folder: the comparison's `output_dir`.
+        folder: the comparison's `output_dir`; or one that only holds the `rows.json` of a comparison.
 
     Returns:
         Rows with "name", "seed", "agreement" (None: the bundle's own), "config", "seconds", "version" and the scores
@@ -36,8 +36,11 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Example:
         `rows = collect_rows("out/brain_age")`
     """
+    planned = sorted(Path(folder).rglob("run.json"))
+    if not planned and (Path(folder) / "rows.json").is_file():
+        return json.loads((Path(folder) / "rows.json").read_text(encoding="utf-8"))
     rows = []
-    for path in sorted(Path(folder).rglob("run.json")):
+    for path in planned:
         run = json.loads(path.read_text(encoding="utf-8"))
         row = {"name": run["name"], "seed": run["seed"], "agreement": run["options"].get("agreement")}
         metrics_file, error_file = path.with_name("metrics.json"), path.with_name("error.json")

@@ -106,7 +106,9 @@ class Task:
     @property
     def class_names(self) -> list[str]:
         """A name per class for pictures: the interval, or the listed values."""
-        return [rule.text if rule.is_interval else " / ".join(sorted(map(_shown, rule.values))) for rule in self.classes]
+        return [
+            rule.text if rule.is_interval else " / ".join(sorted(map(_shown, rule.values))) for rule in self.classes
+        ]
 
 
 def _parse_rule(rule: Any, where: str) -> Rule:

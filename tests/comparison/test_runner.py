@@ -171,7 +171,13 @@ def test_compare_writes_tables(bundle, capsys):
     assert "| baseline | 1 | 90.0 | 60.0 | 70.0 |" in printed and "1 finished, 1 failed" in printed
     assert "| baseline | 1 | 90.0 |" in (output / "tables.md").read_text()
     assert [row["name"] for row in json.loads((output / "rows.json").read_text())] == ["baseline", "dcor"]
-    assert main(["report", str(output)]) == 0
+    docs = bundle / "docs"
+    assert main(["report", str(output), "--docs", str(docs)]) == 0
+    results = (docs / "results.md").read_text()
+    assert "| baseline | 1 | 90.0 |" in results
+    (docs / "results.md").unlink()
+    assert main(["report", str(docs), "--docs", str(docs)]) == 0  # from the rows alone
+    assert (docs / "results.md").read_text() == results
 
 
 def test_wrong_arguments_are_told(bundle, capsys, tmp_path):
