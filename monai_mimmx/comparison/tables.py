@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from monai_mimmx.comparison.methods import METHODS
+
 __all__ = ["collect_rows", "format_tables", "summarise"]
 
 KEPT = ("accuracy", "auroc", "worst_group", "cell_balanced_accuracy", "drop_val_inv", "probe", "probes", "mi", "epochs")
@@ -57,7 +59,8 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         rows.append(row)
     if not rows:
         raise FileNotFoundError(f"there is no finished run below {folder}")
-    return rows
+    order = {name: place for place, name in enumerate(METHODS)}
+    return sorted(rows, key=lambda row: (order.get(row["name"], len(order)), row["agreement"] or 0, row["seed"]))
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:

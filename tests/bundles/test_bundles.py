@@ -11,6 +11,8 @@ import torch
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 from runs import BUNDLES, ROOT, options, train, workflow
 
+from monai_mimmx.comparison import format_tables
+
 
 @pytest.fixture(scope="module")
 def trained(folders, tmp_path_factory):
@@ -138,6 +140,13 @@ def test_properties_are_complete(bundle, folders, tmp_path):
         bundle, "inference", workflow_type="infer", bundle_root=str(ROOT / bundle), images=[__file__], device="cpu"
     )
     assert not made.check_properties()
+
+
+@pytest.mark.parametrize("docs", [path.parent for path in ROOT.glob("*/docs/rows.json")], ids=lambda p: p.parent.name)
+def test_results_are_what_the_rows_say(docs):
+    rows = json.loads((docs / "rows.json").read_text())
+    assert format_tables(rows) in (docs / "results.md").read_text()
+    assert len(rows) == len({(row["name"], row["seed"], row["agreement"]) for row in rows})
 
 
 @pytest.mark.parametrize("bundle", ["brain_age", "fashion_mnist"])
