@@ -119,6 +119,10 @@ def test_options_run(more, folders, tmp_path):
     assert train("brain_age", folders, tmp_path, epochs=1, n_b=2, **more)["epochs"] == 1
 
 
+def test_fewer_epochs_than_the_validation_interval(folders, tmp_path):
+    assert train("brain_age", folders, tmp_path, epochs=1, val_interval=5)["epochs"] == 1
+
+
 def test_whole_volumes_train(folders, tmp_path):
     metrics = train("brain_age", folders, tmp_path, epochs=1, spatial_dims=3, image_size=24)
     assert metrics["epochs"] == 1
