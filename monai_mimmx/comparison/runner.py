@@ -192,6 +192,8 @@ def _run(run: PlannedRun, jobs: int, places: list[int], processes: set[subproces
     with _locked(run.folder / ".lock") as lock:
         if lock is None:
             return "elsewhere", "another process is running it"
+        if run.is_finished:  # by another process, since this one began
+            return "skipped", "another process has finished it"
         (run.folder / "error.json").unlink(missing_ok=True)
         write_json(run.folder / "run.json", {"name": run.name, "seed": run.seed, "options": dict(run.options)})
         place = places.pop()

@@ -107,6 +107,20 @@ def test_a_killed_comparison_goes_on_without_starting_its_orphan_again(bundle):
     assert execute_runs(made, progress=False)["skipped"] == 1
 
 
+def test_what_another_process_finished_meanwhile_is_not_run_again(bundle):
+    first, second = runs(bundle, "baseline", "rebalance")
+    lines = []
+
+    def report(line):
+        if not lines:  # while the first one runs, another process does the second
+            second.folder.mkdir(parents=True, exist_ok=True)
+            (second.folder / "metrics.json").write_text(json.dumps(METRICS))
+        lines.append(line)
+
+    counts = execute_runs([first, second], progress=False, report=report)
+    assert counts["finished"] == 1 and counts["skipped"] == 1 and not (second.folder / "log.txt").exists()
+
+
 def test_other_options_in_the_same_folder_are_refused(bundle):
     execute_runs(runs(bundle, "baseline"), progress=False, report=lambda line: None)
     with pytest.raises(ValueError, match="with other options .wait: None there, 1 now.: name another output_dir"):
