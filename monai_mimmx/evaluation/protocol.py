@@ -132,6 +132,11 @@ class ExperimentEvaluation:
         self.logger.info(f"report: {report}")
         return metrics
 
+    def discard(self) -> None:
+        """Remove the metrics and the report of an earlier run, so that a new one that stops early does not look whole."""
+        for name in ("metrics.json", "report.html"):
+            (self.output_dir / name).unlink(missing_ok=True)
+
     def _predict(self, name: str) -> Predictions:
         data = self.data[name]
         loader = DataLoader(data, batch_size=self.batch_size, collate_fn=keep_batch)

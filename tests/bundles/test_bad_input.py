@@ -141,6 +141,14 @@ def test_batches_that_lack_a_class_train(folders, tmp_path):
     assert np.isfinite(metrics["mi"])
 
 
+def test_a_run_that_fails_does_not_leave_the_metrics_of_an_earlier_one(folders, tmp_path):
+    (tmp_path / "metrics.json").write_text("{}")
+    more = {"learning_rate": 1e30, "train#trainer#max_grad_norm": None, "epochs": 4}
+    with pytest.raises(Exception, match="Failed to evaluate"):
+        train("brain_age", folders, tmp_path, **more)
+    assert not (tmp_path / "metrics.json").exists()
+
+
 def test_a_loss_that_turns_nan_stops_and_keeps_the_checkpoint(folders, tmp_path):
     made = workflow("brain_age", "train", **options("brain_age", folders, tmp_path, epochs=4))
     trainer, network = (made.parser.get_parsed_content(name) for name in ("train#trainer", "network"))
