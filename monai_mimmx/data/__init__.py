@@ -4,6 +4,7 @@
 
 from monai_mimmx.data.brain_cohort import write_brain_cohort
 from monai_mimmx.data.cache import CachedImages, cache_subsets, keep_batch, select_subset
+from monai_mimmx.data.chest_cohort import write_chest_cohort
 from monai_mimmx.data.fashion_mnist import read_idx, write_fashion_cohort
 from monai_mimmx.data.image_list import list_images
 from monai_mimmx.data.sampling import make_sampler
@@ -36,5 +37,6 @@ __all__ = [
     "select_subset",
     "subject_partition",
     "write_brain_cohort",
+    "write_chest_cohort",
     "write_fashion_cohort",
 ]
