@@ -242,7 +242,6 @@ def _draw(
     middle = ax - np.where(
         left, np.take(left_edge.astype(np.float32), row), np.take(right_edge.astype(np.float32), row)
     )
-    trachea_at = (yaw * 0.6 + 1.5 * old * max(0, -40) + 2 * a[14]) + 0 * h
 
     # Diaphragm: a dome each side. The recess between it and the cage is sharp or blunt by nature.
     domes = np.where(left, np.float32(dome + 9 + 3 * a[15]), np.float32(dome + 3 * a[16]))
@@ -284,7 +283,7 @@ def _draw(
     across = _ramp((ax - 20) / np.float32(width - 20))
     for amount, here in ((amount_right, ~left), (amount_left, left)):
         if amount > 0:
-            level = 5 + 115 * amount
+            level = 8 + 122 * amount
             top = angle + 4 - level * (0.30 + 0.70 * across * across)
             soft = np.float32(7 + 0.16 * level * (1 + ap))
             fluid = _ramp((y - top) / soft + 0.5) * here
@@ -292,13 +291,13 @@ def _draw(
     # What else veils the bases: poor inspiration, scatter, thick patients.
     for k, here in ((7, left), (8, ~left)):
         veil = (
-            0.16 * math.exp(0.75 * m[k] + 0.35 * ap + 0.5 * (thick - 1)) * (1 if "Atelectasis" not in findings else 1.3)
+            0.11 * math.exp(0.75 * m[k] + 0.35 * ap + 0.5 * (thick - 1)) * (1 if "Atelectasis" not in findings else 1.3)
         )
         air *= 1 - min(veil, 0.75) * _ramp((y - np.float32(angle - 75 + 12 * m[k + 2])) / 75) * here
     image -= np.float32(0.46) * air
     clear = np.minimum(air * 1.6, 1)  # how much of a faint shadow is seen
 
-    column = 0.85 * _cover(middle, 9.0) * _ramp((100 - y) / 40) * _ramp((y + 165) / 60)
+    column = 0.85 * _cover(middle, 9.0) * _ramp((100 - y) / 40) * _ramp((y + 160) / 80)
     image += 0.13 * np.maximum(column, np.sqrt(_ramp((1 - pump) * 1.3))) * inside
     # Spine, trachea and main bronchi.
     spine = _cover(np.abs(x - 0.4 * yaw) - 16, 5.0)
@@ -540,8 +539,8 @@ _AGES = ((18, 49), (61, 90), (50, 60))  # young, old, between, inclusive
 _BETWEEN, _UNCERTAIN, _BLANK, _LATERAL = 0.04, 0.05, 0.05, 0.05  # shares of the images above that come on top
 _ODD = 8  # patients of unknown sex, and as many of age 0
 _IMAGES_PER_PATIENT = (0.76, 0.17, 0.07)  # one, two, three
-_AMOUNT = (0.03, 0.9)  # of fluid where effusion is positive, log-uniform
-_DOUBT = (0.015, 0.06)  # the same where it is uncertain or not mentioned, and there at all
+_AMOUNT = (0.13, 1.0)  # of fluid where effusion is positive, log-uniform
+_DOUBT = (0.03, 0.13)  # the same where it is uncertain or not mentioned, and there at all
 _AP = 0.55
 _DEVICES = (0.15, 0.5)  # in PA, in AP
 _COMMON = {
