@@ -24,6 +24,7 @@ CORE = [value for value in PUBLIC if value.__module__.split(".")[1] in ("losses"
 # Examples that are shown but not run: they need a trained network or write a whole cohort. Their own tests run them.
 NOT_RUN = {
     "monai_mimmx.data.brain_cohort.write_brain_cohort",
+    "monai_mimmx.data.chest_cohort.write_chest_cohort",
     "monai_mimmx.evaluation.predictions.collect_predictions",
     "monai_mimmx.evaluation.probes.probe_matrix",
     "monai_mimmx.evaluation.scores.bootstrap_interval",

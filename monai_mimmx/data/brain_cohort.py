@@ -14,14 +14,9 @@ from __future__ import annotations
 
 import functools
 import math
-import multiprocessing
 import os
 import pathlib
 import shutil
-import sys
-import warnings
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import nibabel as nib
 import numpy as np
@@ -30,7 +25,7 @@ from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter1d
 from tqdm import tqdm
 
-from monai_mimmx.data.cohort_folder import publish_folder
+from monai_mimmx.data.cohort_folder import check_options, publish_folder, work_through
 
 __all__ = ["COHORT_VERSION", "brain_volume", "write_brain_cohort"]
 
@@ -306,36 +301,11 @@ def _header() -> bytes:
     return image.to_bytes()[: -math.prod(SHAPE)]
 
 
-def _write_subjects(folder: pathlib.Path, rows: list[tuple[int, str, float, str, str]], seed: int) -> int:
-    np.empty(
-        1 << 23, np.uint8
-    )  # freed at once: from then on glibc keeps blocks below this size, which saves page faults
+def _write_subjects(folder: pathlib.Path, rows: list[tuple[int, str, float, str, str]], seed: int) -> None:
     for index, image, age, sex, dataset in rows:
         own = np.random.SeedSequence(seed, spawn_key=(index,))
         volume = brain_volume(age=age, sex=sex, dataset=dataset, seed=own)
         (folder / image).write_bytes(_header() + volume.tobytes(order="F"))
-    return len(rows)
-
-
-def _progress(folder: pathlib.Path, rows: list, seed: int, num_workers: int) -> Iterator[int]:
-    """Write all subjects and yield how many each finished piece of work held."""
-    pieces = [rows[i : i + 32] for i in range(0, len(rows), 32)]
-    num_workers = min(num_workers, len(pieces))
-    if num_workers <= 1:
-        for piece in pieces:
-            yield _write_subjects(folder, piece, seed)
-        return
-    # Forked workers start at once and use neither torch nor OpenMP; elsewhere fork is missing or unsafe.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-        with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-            try:
-                for done in as_completed([pool.submit(_write_subjects, folder, piece, seed) for piece in pieces]):
-                    yield done.result()
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
 
 
 def write_brain_cohort(
@@ -372,15 +342,7 @@ def write_brain_cohort(
 
         >>> labels = write_brain_cohort("/tmp/brain", scale=0.01, progress=False)  # doctest: +SKIP
     """
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"expected scale above 0, got {scale}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"expected seed as an integer of 0 or more, got {seed!r}")
-    if num_workers is None:
-        num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if num_workers < 1:
-        raise ValueError(f"expected num_workers of 1 or more, got {num_workers}")
-
+    check_options(scale, seed, num_workers)
     table = _table(scale, seed)
     counts = {split: int((table["split"] == split).sum()) for split in _CELLS}
 
@@ -393,7 +355,7 @@ def write_brain_cohort(
         with tqdm(
             total=len(table), desc="writing the brain cohort", unit="volume", mininterval=0.5, disable=not progress
         ) as bar:
-            for done in _progress(new, rows, seed, num_workers):
+            for done in work_through(functools.partial(_write_subjects, new, seed=seed), rows, num_workers=num_workers):
                 bar.update(done)
         table.to_csv(new / "labels.csv", index=False, float_format="%.1f")
 
