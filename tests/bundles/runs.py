@@ -19,7 +19,10 @@ BUNDLES = [
             not DEFAULT_SOURCE.is_dir(), reason="Fashion-MNIST is not installed: apt-get install dataset-fashion-mnist"
         ),
     ),
+    "pleural_effusion",
+    "pleural_effusion_natural",
 ]
+NAMES = ["brain_age", "fashion_mnist", "pleural_effusion", "pleural_effusion_natural"]
 TINY = {
     "cohort_scale": 0.02,
     "image_size": 32,
@@ -27,13 +30,20 @@ TINY = {
     "epochs": 2,
     "val_interval": 1,
     "device": "cpu",
-    "network_def#encoder#strides": [2, 2, 2, 1],
 }
+OWN = {
+    "brain_age": {"network_def#encoder#strides": [2, 2, 2, 1]},
+    "fashion_mnist": {"network_def#encoder#strides": [2, 2, 2, 1]},
+    "pleural_effusion": {"cohort_scale": 0.06, "epochs": 1},  # DenseNet-121, whole
+    # Small enough that some combination of classes is missing from the training data.
+    "pleural_effusion_natural": {"network_def#encoder": "four_conv", "sampling": "correlated"},
+}
+"""What each bundle needs to be tiny."""
 
 
 def options(bundle, folders, output, **more):
     shared = {"cohort_dir": str(folders / bundle / "cohort"), "cache_dir": str(folders / bundle / "cache")}
-    return TINY | shared | {"bundle_root": str(ROOT / bundle), "output_dir": str(output)} | more
+    return TINY | OWN[bundle] | shared | {"bundle_root": str(ROOT / bundle), "output_dir": str(output)} | more
 
 
 def workflow(bundle, *configs, workflow_type="train", **override):

@@ -9,9 +9,15 @@ import shutil
 import pytest
 import torch
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
-from runs import BUNDLES, ROOT, options, train, workflow
+from runs import BUNDLES, NAMES, OWN, ROOT, options, train, workflow
 
 from monai_mimmx.comparison import format_tables
+
+IMAGES = (".nii", ".png", ".jpg")
+
+
+def network_options(bundle):
+    return {key: value for key, value in OWN[bundle].items() if key.startswith("network_def")}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +38,8 @@ def trained(folders, tmp_path_factory):
 def test_training_ends_with_the_evaluation(bundle, trained):
     output, metrics = trained(bundle)
     factors = metrics["task_names"][1:]
-    assert metrics["method"] == "mimmx" and metrics["epochs"] == 2 and metrics["config"]["n_b"] == 6
+    assert metrics["method"] == "mimmx" and metrics["epochs"] == options(bundle, output, output)["epochs"]
+    assert metrics["config"]["n_b"] == json.loads((ROOT / bundle / "configs/train.json").read_text())["n_b"]
     for subset in ("val", "inv", "bal"):
         assert set(metrics["accuracy"][subset]) == {"y", *factors}
         assert all(0 <= value <= 1 for value in metrics["accuracy"][subset].values())
@@ -80,7 +87,7 @@ def test_resume_goes_on_where_the_training_stopped(trained, folders, tmp_path):
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_inference_writes_probabilities_and_attention(bundle, trained, folders, tmp_path):
     output, _ = trained(bundle)
-    images = sorted((folders / bundle / "cohort/images").iterdir())[:5]
+    images = sorted(path for path in (folders / bundle / "cohort").rglob("*.*") if path.suffix in IMAGES)[:5]
     workflow(
         bundle,
         "inference",
@@ -91,14 +98,15 @@ def test_inference_writes_probabilities_and_attention(bundle, trained, folders, 
         predictions_path=str(tmp_path / "predictions.csv"),
         image_size=32,
         device="cpu",
-        **{"network_def#encoder#strides": [2, 2, 2, 1]},
+        **network_options(bundle),
     ).run()
     rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
     assert [row["image"] for row in rows] == [str(image) for image in images]
     for row in rows:
         numbers = [float(value) for key, value in row.items() if key != "image"]
-        # Three tasks whose probabilities sum to 1 each, and attention weights that sum to 1.
-        assert len(numbers) == 8 and sum(numbers) == pytest.approx(4, abs=1e-4)
+        # The probabilities of each task sum to 1, and so do the attention weights.
+        tasks = 4 if bundle == "pleural_effusion_natural" else 3
+        assert len(numbers) == 3 * tasks - 1 and sum(numbers) == pytest.approx(tasks + 1, abs=1e-4)
 
 
 @pytest.mark.parametrize("method", ["baseline", "rebalance", "mimm", "dcor"])
@@ -119,6 +127,15 @@ def test_options_run(more, folders, tmp_path):
     assert train("brain_age", folders, tmp_path, epochs=1, n_b=2, **more)["epochs"] == 1
 
 
+def test_natural_correlations_are_printed_beside_the_published_ones(folders, tmp_path, capsys):
+    workflow("pleural_effusion_natural", "train", **options("pleural_effusion_natural", folders, tmp_path))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    joint = {line[0]: line[1:] for line in lines if len(line) == 11 and line[0] in ("sex", "age", "cod")}
+    assert joint["sex"][5:] == ["0.45", "0.05", "/", "0.05", "0.45"] == joint["sex"][:5]
+    assert joint["age"][5:] == ["0.19", "0.31", "/", "0.12", "0.38"]
+    assert joint["cod"][5:] == ["0.29", "0.21", "/", "0.14", "0.36"]
+
+
 def test_fewer_epochs_than_the_validation_interval(folders, tmp_path):
     assert train("brain_age", folders, tmp_path, epochs=1, val_interval=5)["epochs"] == 1
 
@@ -128,7 +145,7 @@ def test_whole_volumes_train(folders, tmp_path):
     assert metrics["epochs"] == 1
 
 
-@pytest.mark.parametrize("bundle", ["brain_age", "fashion_mnist"])
+@pytest.mark.parametrize("bundle", NAMES)
 def test_inference_is_built_as_the_training_is(bundle):
     train, infer = (json.loads((ROOT / bundle / f"configs/{name}.json").read_text()) for name in ("train", "inference"))
     shared = ("network_def", "tasks", "spatial_dims", "image_size", "feature_dim")
@@ -153,7 +170,7 @@ def test_results_are_what_the_rows_say(docs):
     assert len(rows) == len({(row["name"], row["seed"], row["agreement"]) for row in rows})
 
 
-@pytest.mark.parametrize("bundle", ["brain_age", "fashion_mnist"])
+@pytest.mark.parametrize("bundle", NAMES)
 def test_metadata_and_network_agree(bundle, tmp_path):
     configs = ROOT / bundle / "configs"
     metadata = json.loads((configs / "metadata.json").read_text())
@@ -176,7 +193,9 @@ def test_metadata_and_network_agree(bundle, tmp_path):
     (tmp_path / "metadata.json").write_text(json.dumps(metadata))
     verify_metadata(meta_file=str(tmp_path / "metadata.json"), filepath=str(tmp_path / "schema.json"))
     assert metadata["version"] in metadata["changelog"]
-    assert len(metadata["network_data_format"]["outputs"]["pred"]["channel_def"]) == 6
+    outputs = metadata["network_data_format"]["outputs"]["pred"]
+    tasks = json.loads((configs / "train.json").read_text())["tasks"]
+    assert len(outputs["channel_def"]) == outputs["num_channels"] == 2 * len(tasks)
     verify_net_in_out(
         "network_def",
         device="cpu",
@@ -188,7 +207,7 @@ def test_metadata_and_network_agree(bundle, tmp_path):
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_export_gives_the_same_logits(bundle, trained, tmp_path):
     output, _ = trained(bundle)
-    override = {"network_def#encoder#strides": [2, 2, 2, 1]}
+    override = network_options(bundle)
     ckpt_export(
         "network_def",
         filepath=str(tmp_path / "model.ts"),
