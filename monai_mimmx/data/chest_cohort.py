@@ -128,13 +128,13 @@ def _stroke(
         return
     gx, gy = _grid()
     gx, gy = gx[:, left:right], gy[top:bottom]
-    nearest = None
+    nearest = np.full((gy.shape[0], gx.shape[1]), np.inf, dtype=np.float32)
     for x0, y0, r0, x1, y1, r1 in zip(xs, ys, radii, xs[1:], ys[1:], radii[1:]):
         x, y = gx - np.float32(x0), gy - np.float32(y0)
         dx, dy = x1 - x0, y1 - y0
         along = _ramp((x * dx + y * dy) * (1 / (dx * dx + dy * dy + 1e-6)))
         distance = _length(x - along * dx, y - along * dy) - (r0 + along * (r1 - r0))
-        nearest = distance if nearest is None else np.minimum(nearest, distance)
+        nearest = np.minimum(nearest, distance)
     image[top:bottom, left:right] += np.float32(value) * _cover(nearest, edge)
 
 
@@ -451,7 +451,7 @@ def _draw_devices(image: np.ndarray, pose: _Pose, u: list[float], m: list[float]
         drawn[1] = True
     leads, line, tracheal, gastric, pacemaker, wires, drain = drawn
     if leads:
-        for s, px, py in ((-1, 84, -70), (1, 86, -62), (1, 92 + 6 * m[0], 70)):
+        for s, px, py in ((-1.0, 84, -70), (1.0, 86, -62), (1.0, 92 + 6 * m[0], 70)):
             spot = (s * px + 9 * m[1], py + 8 * m[2])
             _stroke(image, pose, [(*spot, 4.0), (spot[0] + 0.1, spot[1], 4.0)], 0.20, 2.6)
             _path(
@@ -584,6 +584,11 @@ def _group_patients(pool: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(first)[patient]
 
 
+def _log_uniform(rng: np.random.Generator, ends: tuple[float, float], size: int) -> np.ndarray:
+    low, high = np.log(ends)
+    return np.exp(rng.uniform(float(low), float(high), size))
+
+
 def _table(composition: str, scale: float, seed: int) -> pd.DataFrame:
     """train.csv as a frame in the order of patients, with what else a drawing needs: patient, amount of fluid, drawn sex."""
     rng = np.random.default_rng([seed, COMPOSITIONS.index(composition)])
@@ -619,8 +624,8 @@ def _table(composition: str, scale: float, seed: int) -> pd.DataFrame:
         is_there[name] = column
     is_there[DEVICES] = rng.random(n) < np.take(_DEVICES, is_ap.astype(int))
 
-    amount = np.where(y == 1, np.exp(rng.uniform(*np.log(_AMOUNT), n)), 0.0)
-    doubt = np.exp(rng.uniform(*np.log(_DOUBT), n)) * (rng.random(n) < 0.6)
+    amount = np.where(y == 1, _log_uniform(rng, _AMOUNT, n), 0.0)
+    doubt = _log_uniform(rng, _DOUBT, n) * (rng.random(n) < 0.6)
     amount = np.where(kind == 1, doubt, np.where(kind == 2, doubt * (rng.random(n) < 0.3), amount))
 
     labels = pd.DataFrame(np.nan, index=range(n), columns=list(OBSERVATIONS))

@@ -69,7 +69,7 @@ class CheXpertColumns:
     Prepare CheXpert's table for `read_table`: derived columns, one policy for uncertain labels and one for blank ones.
 
     New columns: `subject` (the patient of the path) and `CoD` (co-occurring disease: "1" where any of `cod_columns` is
-    positive, "0" where none is, blank where none is and one is uncertain under the policy "exclude"). `Path` becomes
+    labelled positive, else "0"; an uncertain label counts as positive under the policy "one" only). `Path` becomes
     relative to the table's folder, whatever the download's folder is called now. Pathology columns hold "1", "0" or
     blank. Rows that are left out, each counted: views that are not frontal, Sex "Unknown", Age 0, and an uncertain
     primary label under "exclude".
@@ -165,12 +165,7 @@ class CheXpertColumns:
                 values = values.mask(is_blank & unremarkable, 0.0)
             table[name] = values.map(_TEXT)
         others = table[self.cod_columns]
-        unsure = pd.DataFrame({name: labels[name] == -1 for name in self.cod_columns}).any(axis=1)
-        cod = pd.Series("0", index=table.index, dtype=object)
-        if self.uncertain == "exclude":
-            cod[unsure] = None
-        cod[(others == "1").any(axis=1)] = "1"
-        table["CoD"] = cod
+        table["CoD"] = (others == "1").any(axis=1).map({True: "1", False: "0"})
         relative = table["Path"].str.replace(r"^/?CheXpert-v1\.0[^/]*/", "", regex=True)
         table["subject"] = relative.str.extract(r"(?:^|/)(patient\d+)/", expand=False)
         if table["subject"].isna().any():

@@ -91,7 +91,7 @@ def test_what_is_left_out_is_counted(tmp_path):
 
 @pytest.mark.parametrize(
     ("uncertain", "effusion", "cod"),
-    [("exclude", None, -1), ("zero", 0, 0), ("one", 1, 1)],
+    [("exclude", None, 0), ("zero", 0, 0), ("one", 1, 1)],
 )
 def test_uncertain_labels(tmp_path, uncertain, effusion, cod):
     records = [*PLAIN, record(5, Pleural_Effusion=-1.0), record(6, Pleural_Effusion=0.0, Edema=-1.0)]
@@ -151,8 +151,7 @@ def test_against_a_plain_loop(tmp_path):
         if effusion in (None, -1.0):
             continue
         others = [row[name] for name in PATHOLOGIES if name != "Pleural Effusion"]
-        cod = 1 if 1.0 in others else -1 if -1.0 in others else 0
-        expected[f"patient{patient:05d}"] = (int(effusion), cod)
+        expected[f"patient{patient:05d}"] = (int(effusion), int(1.0 in others))
     found = {s: (int(y), int(c)) for s, y, c in zip(frame["subject"], frame["effusion"], frame["cod"])}
     assert found == expected
 
