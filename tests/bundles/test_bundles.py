@@ -51,6 +51,11 @@ def test_same_seed_same_metrics(bundle, trained, folders, tmp_path):
     assert again == first
 
 
+def test_fewer_epochs_than_the_validation_interval_still_give_a_model(folders, tmp_path):
+    assert train("brain_age", folders, tmp_path, epochs=1, val_interval=5)["epochs"] == 1
+    assert [path.name for path in tmp_path.glob("models/state*")] == ["state_checkpoint_epoch=1.pt"]
+
+
 def test_another_seed_gives_other_metrics(trained, folders, tmp_path):
     _, first = trained("brain_age")
     other = train("brain_age", folders, tmp_path, seed=1)
