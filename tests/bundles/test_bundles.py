@@ -72,6 +72,13 @@ def test_evaluate_repeats_the_evaluation(bundle, trained, folders, tmp_path):
     assert again["accuracy"] == metrics["accuracy"] and again["probes"] == metrics["probes"]
 
 
+def test_evaluate_takes_another_checkpoint(trained, folders, tmp_path):
+    output, metrics = trained("brain_age")
+    more = options("brain_age", folders, tmp_path, ckpt=str(output / "models/model.pt"))
+    workflow("brain_age", "train", "evaluate", **more).run()
+    assert json.loads((tmp_path / "metrics.json").read_text())["accuracy"] == metrics["accuracy"]
+
+
 def test_resume_goes_on_where_the_training_stopped(trained, folders, tmp_path):
     output, _ = trained("brain_age")
     shutil.copytree(output, tmp_path / "copy")
