@@ -11,6 +11,8 @@ import torch
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 from runs import BUNDLES, ROOT, options, train, workflow
 
+from monai_mimmx.handlers import RobustAccuracy
+
 
 @pytest.fixture(scope="module")
 def trained(folders, tmp_path_factory):
@@ -85,6 +87,15 @@ def test_resume_goes_on_where_the_training_stopped(trained, folders, tmp_path):
     metrics = train("brain_age", folders, tmp_path / "copy", epochs=3, resume=True)
     history = [json.loads(line) for line in (tmp_path / "copy/history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in history] == [1, 2, 3] and metrics["epochs"] == 3
+
+
+def test_a_resumed_training_keeps_a_better_model(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(RobustAccuracy, "compute", lambda self: 0.9)
+    train("brain_age", folders, tmp_path)
+    best = (tmp_path / "models/model.pt").read_bytes()
+    monkeypatch.setattr(RobustAccuracy, "compute", lambda self: 0.1)
+    train("brain_age", folders, tmp_path, epochs=3, resume=True)
+    assert (tmp_path / "models/model.pt").read_bytes() == best
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
