@@ -58,6 +58,11 @@ def test_fewer_epochs_than_the_validation_interval_still_give_a_model(folders, t
     assert [path.name for path in tmp_path.glob("models/state*")] == ["state_checkpoint_epoch=1.pt"]
 
 
+def test_fewer_images_than_a_batch_still_train(folders, tmp_path):
+    train("brain_age", folders, tmp_path, epochs=1, batch_size=500)
+    assert "loss_y" in json.loads((tmp_path / "history.jsonl").read_text())
+
+
 def test_another_seed_gives_other_metrics(trained, folders, tmp_path):
     _, first = trained("brain_age")
     other = train("brain_age", folders, tmp_path, seed=1)
