@@ -14,14 +14,15 @@ SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg", ".dcm", ".mha", ".nrrd",
 
 
 def list_images(
-    folder: str | os.PathLike[str] | None = None, images: Sequence[str | os.PathLike[str]] | None = None
+    folder: str | os.PathLike[str] | None = None,
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
 ) -> list[dict[str, str]]:
     """
     The data list of an inference: the given images, or every image below a folder, in order of path.
 
     Args:
         folder: searched with its subfolders for the usual image endings.
-        images: paths; then ``folder`` is not searched.
+        images: a path or several; then ``folder`` is not searched.
 
     Returns:
         one ``{"image": path, "path": path}`` per image: the first is loaded, the second names it in the results.
@@ -34,6 +35,8 @@ def list_images(
         >>> list_images(images=[])
         []
     """
+    if isinstance(images, str | os.PathLike):
+        images = [images]
     if images is not None:
         paths = [Path(image) for image in images]
         missing = [str(path) for path in paths if not path.exists()]

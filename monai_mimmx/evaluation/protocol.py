@@ -213,7 +213,7 @@ def load_model(network: nn.Module, path: Path) -> None:
         ValueError: if it does not fit the network.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}; train first, or name another with --checkpoint.")
+        raise FileNotFoundError(f"there is no checkpoint {path}; train first, or name another with --ckpt.")
     stored = torch.load(path, map_location="cpu", weights_only=True)
     try:
         network.load_state_dict(stored.get("model", stored))

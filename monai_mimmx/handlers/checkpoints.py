@@ -1,13 +1,37 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoint a training goes on from."""
+"""Which checkpoint a training goes on from, and which model it has to beat."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-__all__ = ["latest_checkpoint"]
+from ignite.handlers import Checkpoint
+from monai.handlers import CheckpointSaver
+
+__all__ = ["best_so_far", "latest_checkpoint"]
+
+
+def best_so_far(saver: CheckpointSaver) -> Checkpoint:
+    """
+    What a saver of the best model remembers of it, to save and restore with the training's state.
+
+    Without it the first validation of a resumed training overwrites the best model, however much worse it is.
+
+    Args:
+        saver: with ``save_key_metric``.
+
+    Returns:
+        an object with ``state_dict`` and ``load_state_dict``.
+
+    Raises:
+        ValueError: the saver does not look for the best model.
+    """
+    checkpoint = saver._key_metric_checkpoint
+    if checkpoint is None:
+        raise ValueError("saver must have save_key_metric=True, got one that does not look for the best model.")
+    return checkpoint
 
 
 def latest_checkpoint(folder: str | os.PathLike[str], prefix: str = "state") -> str:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
@@ -33,8 +34,11 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     file = Path(path)
     if not file.is_file():
         return []
-    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
-    by_epoch = {row["epoch"]: row for row in rows}
+    by_epoch = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # a line that a killed training left unfinished
+            row = json.loads(line)
+            by_epoch[row["epoch"]] = row
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 

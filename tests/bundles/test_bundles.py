@@ -19,6 +19,8 @@ IMAGES = (".nii", ".png", ".jpg")
 def network_options(bundle):
     return {key: value for key, value in OWN[bundle].items() if key.startswith("network_def")}
 
+from monai_mimmx.handlers import RobustAccuracy
+
 
 @pytest.fixture(scope="module")
 def trained(folders, tmp_path_factory):
@@ -60,6 +62,16 @@ def test_same_seed_same_metrics(bundle, trained, folders, tmp_path):
     assert again == first
 
 
+def test_fewer_epochs_than_the_validation_interval_still_give_a_model(folders, tmp_path):
+    assert train("brain_age", folders, tmp_path, epochs=1, val_interval=5)["epochs"] == 1
+    assert [path.name for path in tmp_path.glob("models/state*")] == ["state_checkpoint_epoch=1.pt"]
+
+
+def test_fewer_images_than_a_batch_still_train(folders, tmp_path):
+    train("brain_age", folders, tmp_path, epochs=1, batch_size=500)
+    assert "loss_y" in json.loads((tmp_path / "history.jsonl").read_text())
+
+
 def test_another_seed_gives_other_metrics(trained, folders, tmp_path):
     _, first = trained("brain_age")
     other = train("brain_age", folders, tmp_path, seed=1)
@@ -76,12 +88,28 @@ def test_evaluate_repeats_the_evaluation(bundle, trained, folders, tmp_path):
     assert again["accuracy"] == metrics["accuracy"] and again["probes"] == metrics["probes"]
 
 
+def test_evaluate_takes_another_checkpoint(trained, folders, tmp_path):
+    output, metrics = trained("brain_age")
+    more = options("brain_age", folders, tmp_path, ckpt=str(output / "models/model.pt"))
+    workflow("brain_age", "train", "evaluate", **more).run()
+    assert json.loads((tmp_path / "metrics.json").read_text())["accuracy"] == metrics["accuracy"]
+
+
 def test_resume_goes_on_where_the_training_stopped(trained, folders, tmp_path):
     output, _ = trained("brain_age")
     shutil.copytree(output, tmp_path / "copy")
     metrics = train("brain_age", folders, tmp_path / "copy", epochs=3, resume=True)
     history = [json.loads(line) for line in (tmp_path / "copy/history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in history] == [1, 2, 3] and metrics["epochs"] == 3
+
+
+def test_a_resumed_training_keeps_a_better_model(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(RobustAccuracy, "compute", lambda self: 0.9)
+    train("brain_age", folders, tmp_path)
+    best = (tmp_path / "models/model.pt").read_bytes()
+    monkeypatch.setattr(RobustAccuracy, "compute", lambda self: 0.1)
+    train("brain_age", folders, tmp_path, epochs=3, resume=True)
+    assert (tmp_path / "models/model.pt").read_bytes() == best
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)

@@ -25,3 +25,9 @@ def test_errors(tmp_path):
         list_images(tmp_path)
     with pytest.raises(FileNotFoundError, match="1 of 1 images do not exist"):
         list_images(images=[tmp_path / "x.png"])
+
+
+def test_one_path_is_a_list_of_one(tmp_path):
+    (tmp_path / "a b.png").touch()
+    path = str(tmp_path / "a b.png")
+    assert list_images(images=path) == list_images(images=[path]) == [{"image": path, "path": path}]

@@ -5,8 +5,10 @@
 import os
 
 import pytest
+import torch
+from monai.handlers import CheckpointSaver
 
-from monai_mimmx.handlers import latest_checkpoint
+from monai_mimmx.handlers import best_so_far, latest_checkpoint
 
 
 def test_newest_of_the_prefix(tmp_path):
@@ -19,3 +21,10 @@ def test_newest_of_the_prefix(tmp_path):
 def test_none(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint state"):
         latest_checkpoint(tmp_path)
+
+
+def test_best_so_far(tmp_path):
+    saver = CheckpointSaver(str(tmp_path), {"model": torch.nn.Linear(1, 1)}, save_key_metric=True)
+    assert best_so_far(saver).state_dict()["_saved"] == []
+    with pytest.raises(ValueError, match="save_key_metric=True"):
+        best_so_far(CheckpointSaver(str(tmp_path), {"model": torch.nn.Linear(1, 1)}, save_interval=1))

@@ -114,6 +114,11 @@ class TestReadHistory:
         path.write_text('{"epoch": 1, "a": 0}\n{"epoch": 2, "a": 0}\n{"epoch": 2, "a": 1}\n{"epoch": 3, "a"')
         assert read_history(path) == [{"epoch": 1, "a": 0}, {"epoch": 2, "a": 1}]
 
+    def test_a_torn_line_that_a_resumed_training_wrote_on(self, tmp_path):
+        path = tmp_path / "h.jsonl"
+        path.write_text('{"epoch": 1, "a": 0}\n{"epoch": 2, "a"{"epoch": 2, "a": 1}\n{"epoch": 3, "a": 0}\n')
+        assert [row["epoch"] for row in read_history(path)] == [1, 3]
+
     def test_absent_file(self, tmp_path):
         assert read_history(tmp_path / "none.jsonl") == []
 
