@@ -12,14 +12,13 @@ from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 from runs import BUNDLES, NAMES, OWN, ROOT, options, train, workflow
 
 from monai_mimmx.comparison import format_tables
+from monai_mimmx.handlers import RobustAccuracy
 
 IMAGES = (".nii", ".png", ".jpg")
 
 
 def network_options(bundle):
     return {key: value for key, value in OWN[bundle].items() if key.startswith("network_def")}
-
-from monai_mimmx.handlers import RobustAccuracy
 
 
 @pytest.fixture(scope="module")
