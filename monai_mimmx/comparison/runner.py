@@ -54,6 +54,12 @@ class PlannedRun:
     command: tuple[str, ...]
 
     @property
+    def config_file(self) -> str:
+        """The config file, or the list of them as text, that the command names."""
+        words = list(self.command)
+        return words[words.index("--config_file") + 1] if "--config_file" in words else ""
+
+    @property
     def is_finished(self) -> bool:
         """Whether the run ended with its evaluation."""
         return (self.folder / "metrics.json").is_file()
@@ -141,7 +147,7 @@ def execute_runs(
         How many runs are "finished", "skipped" (they were already), "failed" and "elsewhere".
 
     Raises:
-        ValueError: if `jobs` is below 1, or a run's folder holds a run with other options.
+        ValueError: if `jobs` is below 1, or a run's folder holds a run with other options or config files.
 
     Example:
         >>> execute_runs([], progress=False)
@@ -151,6 +157,8 @@ def execute_runs(
         raise ValueError(f"expected jobs of 1 or more, got {jobs}")
     for run in runs:
         _check_same(run)
+        if run.is_finished and not (run.folder / "run.json").exists():
+            _record(run)  # its command was run by itself
     waiting = [run for run in runs if not run.is_finished]
     counts = {"finished": 0, "skipped": len(runs) - len(waiting), "failed": 0, "elsewhere": 0}
     report = report or tqdm.write
@@ -178,12 +186,21 @@ def _check_same(run: PlannedRun) -> None:
     path = run.folder / "run.json"
     if not path.is_file():
         return
-    before = json.loads(path.read_text(encoding="utf-8"))["options"]
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if (files := stored.get("config_file", run.config_file)) != run.config_file:
+        raise ValueError(f"{run.folder} holds a run of {files}, not of {run.config_file}: name another output_dir")
+    before = stored["options"]
     now = json.loads(json.dumps(dict(run.options)))
     if before != now:
         keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
         told = ", ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys)
         raise ValueError(f"{run.folder} holds a run with other options ({told}): name another output_dir")
+
+
+def _record(run: PlannedRun) -> None:
+    """Write what the run is, for the tables and for `_check_same`."""
+    content = {"name": run.name, "seed": run.seed, "config_file": run.config_file, "options": dict(run.options)}
+    write_json(run.folder / "run.json", content)
 
 
 def _run(run: PlannedRun, jobs: int, places: list[int], processes: set[subprocess.Popen]) -> tuple[str, str]:
@@ -195,7 +212,7 @@ def _run(run: PlannedRun, jobs: int, places: list[int], processes: set[subproces
         if run.is_finished:  # by another process, since this one began
             return "skipped", "another process has finished it"
         (run.folder / "error.json").unlink(missing_ok=True)
-        write_json(run.folder / "run.json", {"name": run.name, "seed": run.seed, "options": dict(run.options)})
+        _record(run)
         place = places.pop()
         threads = max(1, len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0]) // jobs)
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ}

@@ -127,6 +127,12 @@ def test_other_options_in_the_same_folder_are_refused(bundle):
         execute_runs(runs(bundle, "baseline", options={"wait": 1}), progress=False)
 
 
+def test_other_config_files_in_the_same_folder_are_refused(bundle):
+    execute_runs(runs(bundle, "baseline"), progress=False, report=lambda line: None)
+    with pytest.raises(ValueError, match="holds a run of .*: name another output_dir"):
+        execute_runs(runs(bundle, "baseline", overlays=[bundle / "configs/train.json"]), progress=False)
+
+
 def test_the_list_of_commands_runs_by_itself(bundle, capsys):
     arguments = ["--bundle", str(bundle), "--output_dir", str(bundle.parent / "out")]
     assert main(["compare", *arguments, "--methods", "baseline", "--seeds", "2", "--list", "--", "--wait", "0"]) == 0
@@ -137,6 +143,8 @@ def test_the_list_of_commands_runs_by_itself(bundle, capsys):
     )
     assert main(["compare", *arguments, "--methods", "baseline", "--seeds", "2", "--list"]) == 0
     assert "seed_1" in capsys.readouterr().out
+    assert main(["compare", *arguments, "--methods", "baseline", "--seeds", "1", "--", "--wait", "0"]) == 0
+    assert "| baseline | 1 |" in capsys.readouterr().out
 
 
 def test_sweep_folders_and_commands(bundle):
