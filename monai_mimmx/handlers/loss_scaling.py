@@ -18,6 +18,8 @@ def loss_scaling_factors(losses: Tensor, alpha: Tensor) -> Tensor:
     r"""
     .. math:: \gamma_i = (L_i / \bar L)^{\alpha_i}, \quad \bar L = \frac{1}{N + 1} \sum_i L_i
 
+    A task of loss 0, such as one without any label in the batch, does not count in the mean.
+
     Args:
         losses: the tasks' losses `(1 + N,)`, the primary task first, 0 or more. No gradient flows through the result.
         alpha: the exponents `(1 + N,)`.
@@ -33,8 +35,10 @@ def loss_scaling_factors(losses: Tensor, alpha: Tensor) -> Tensor:
         MIMM-X, equation (2).
     """
     losses = losses.detach()
-    mean = losses.mean()
-    return torch.where(mean > 0, losses / mean.clamp(min=torch.finfo(losses.dtype).tiny), 1.0) ** alpha
+    counts = losses > 0
+    if not bool(counts.any()):
+        return torch.ones_like(losses) ** alpha
+    return (losses / losses[counts].mean()) ** alpha
 
 
 class DynamicLossScaling:

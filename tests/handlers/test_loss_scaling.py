@@ -30,7 +30,9 @@ def test_scale_of_the_losses_cancels():
 def test_zero_losses():
     alpha = torch.tensor([0.3, 0.8])
     assert torch.equal(loss_scaling_factors(torch.zeros(2), alpha), torch.ones(2))
-    assert torch.equal(loss_scaling_factors(torch.tensor([0.0, 2.0]), torch.ones(2)), torch.tensor([0.0, 2.0]))
+    # A factor without labels in the batch must not raise the weight of the others.
+    factors = loss_scaling_factors(torch.tensor([0.6, 0.6, 0.0]), torch.tensor([0.3, 0.8, 0.8]))
+    assert torch.equal(factors, torch.tensor([1.0, 1.0, 0.0]))
 
 
 def test_carries_no_gradient():
