@@ -132,10 +132,12 @@ def _stroke(
     for x0, y0, r0, x1, y1, r1 in zip(xs, ys, radii, xs[1:], ys[1:], radii[1:]):
         x, y = gx - np.float32(x0), gy - np.float32(y0)
         dx, dy = x1 - x0, y1 - y0
-        along = _ramp((x * dx + y * dy) * (1 / (dx * dx + dy * dy + 1e-6)))
+        k = 1 / (dx * dx + dy * dy + 1e-6)
+        along = np.minimum(np.maximum(x * (dx * k) + y * (dy * k), 0), 1)
         distance = _length(x - along * dx, y - along * dy) - (r0 + along * (r1 - r0))
         nearest = distance if nearest is None else np.minimum(nearest, distance)
-    image[top:bottom, left:right] += np.float32(value) * _cover(nearest, edge)
+    cover = np.float32(0.5) - nearest * np.float32(1 / edge)
+    image[top:bottom, left:right] += np.float32(value) * np.minimum(np.maximum(cover, 0), 1)
 
 
 def _path(image: np.ndarray, pose: _Pose, points: list[tuple[float, float]], radius: float, value: float) -> None:
@@ -225,7 +227,6 @@ def _draw(
     x, y = pose.body()
     x, y = x + rough[0] * np.float32(1.2), y + rough[1] * np.float32(1.2)
     ax, left = np.abs(x), x > 0
-    side = np.where(left, np.float32(1), np.float32(-1))
 
     # Curves that depend on the height only, looked up in tables of quarter millimetres.
     h = np.arange(-280, 280, 0.25, dtype=np.float32)
@@ -291,7 +292,7 @@ def _draw(
     # What else veils the bases: poor inspiration, scatter, thick patients.
     for k, here in ((7, left), (8, ~left)):
         veil = (
-            0.11 * math.exp(0.75 * m[k] + 0.35 * ap + 0.5 * (thick - 1)) * (1 if "Atelectasis" not in findings else 1.3)
+            0.12 * math.exp(0.75 * m[k] + 0.35 * ap + 0.5 * (thick - 1)) * (1 if "Atelectasis" not in findings else 1.3)
         )
         air *= 1 - min(veil, 0.75) * _ramp((y - np.float32(angle - 75 + 12 * m[k + 2])) / 75) * here
     image -= np.float32(0.46) * air
@@ -319,27 +320,21 @@ def _draw(
         0.020 + 0.002 * tortuous,
     )
 
-    # Vessels, drawn apart and seen through air: trees from the hila, larger below, each patient's own.
-    twigs = anatomy.random((2, 11, 6)).tolist()
-    for s, tree in zip((-1.0, 1.0), twigs):
+    # Vessels: trees from the hila, each patient's own.
+    trees = anatomy.random((2, 9, 6)).tolist()
+    for s, tree in zip((-1.0, 1.0), trees):
         hx, hy = s * (35 + 2 * a[19]) + 0.5 * yaw, -14 - 4 * s
         _stroke(image, pose, [(hx, hy - 7, 8), (hx + 3 * s, hy + 12, 6)], 0.085 + 0.012 * a[20], 14)
-        for k, (v0, v1, v2, v3, v4, v5) in enumerate(tree):
-            turn = -1.25 + 2.75 * (k + v0) / len(tree)
-            reach = 34 + 26 * v1
-            ex, ey = hx + s * reach * math.cos(turn), hy + 4 + reach * math.sin(turn) * 1.25
-            _stroke(
-                image, pose, [(hx + 0.2 * (ex - hx), hy + 4 + 0.2 * (ey - hy), 2.8 + v2), (ex, ey, 1.4)], 0.045, 4.5
-            )
-            for bend, more in ((0.5 + 0.4 * v3, v4), (-0.5 - 0.4 * v4, v5)):
+        for k, v in enumerate(tree):
+            turn, reach = -1.25 + 2.75 * (k + v[0]) / len(tree), 34 + 26 * v[1]
+            dx, dy = s * reach * math.cos(turn), 1.25 * reach * math.sin(turn)
+            fork = (hx + dx, hy + 4 + dy, 1.3)
+            ends = []
+            for bend, more in ((0.5 + 0.4 * v[3], v[4]), (-0.5 - 0.4 * v[4], v[5])):
                 far = 24 + 24 * more
-                _stroke(
-                    image,
-                    pose,
-                    [(ex, ey, 1.4), (ex + s * far * math.cos(turn + bend), ey + far * math.sin(turn + bend), 0.5)],
-                    0.040,
-                    3.0,
-                )
+                ends.append((fork[0] + s * far * math.cos(turn + bend), fork[1] + far * math.sin(turn + bend), 0.4))
+            _stroke(image, pose, [(hx + 0.2 * dx, hy + 4 + 0.2 * dy, 2.8 + v[2]), fork, ends[0]], 0.045, 3.5)
+            _stroke(image, pose, [fork, ends[1]], 0.040, 3.0)
     image += clear * (0.016 * fine[0] + 0.012 * rough[0])
 
     # Ribs: behind, running outwards and down; in front, running inwards and down.
@@ -403,11 +398,11 @@ def _draw(
             14,
         )
 
-    _draw_findings(image, pose, findings, u, m, cage, clear, x, y, fine[1], rough[1], width, dome, left, apex, side)
+    _draw_findings(image, pose, findings, u, m, cage, clear, x, y, fine[1], rough[1], width, dome, angle, left)
     return image, thick
 
 
-def _draw_findings(image, pose, findings, u, m, cage, clear, x, y, fine, rough, width, dome, left, apex, side) -> None:
+def _draw_findings(image, pose, findings, u, m, cage, clear, x, y, fine, rough, width, dome, angle, left) -> None:
     ax = np.abs(x)
     if "Edema" in findings:
         r = _length((ax - 42) / 46, (y + 2) / 62)
@@ -438,7 +433,12 @@ def _draw_findings(image, pose, findings, u, m, cage, clear, x, y, fine, rough, 
         image += 0.085 * _cover(np.abs(rim) - 0.7, 2.6) * _cover(-cage - 1, 3.0) * _ramp((40 - y) / 40) * here
     if "Pleural Other" in findings:
         here = left == (u[28] < 0.5)
-        band = _cover(cage - (6 + 7 * u[29]) - 2 * rough, 6.0) * _cover(-cage, 5.0) * _ramp((y + 50) / 60)
+        band = (
+            _cover(cage - (6 + 7 * u[29]) - 2 * rough, 6.0)
+            * _cover(-cage, 5.0)
+            * _ramp((y + 50) / 60)
+            * _ramp((angle + 8 - y) / 10)
+        )
         image += 0.15 * band * here
     if DEVICES in findings:
         _draw_devices(image, pose, u[30:], m[40:])
@@ -539,8 +539,8 @@ _AGES = ((18, 49), (61, 90), (50, 60))  # young, old, between, inclusive
 _BETWEEN, _UNCERTAIN, _BLANK, _LATERAL = 0.04, 0.05, 0.05, 0.05  # shares of the images above that come on top
 _ODD = 8  # patients of unknown sex, and as many of age 0
 _IMAGES_PER_PATIENT = (0.76, 0.17, 0.07)  # one, two, three
-_AMOUNT = (0.13, 1.0)  # of fluid where effusion is positive, log-uniform
-_DOUBT = (0.03, 0.13)  # the same where it is uncertain or not mentioned, and there at all
+_AMOUNT = (0.08, 1.0)  # of fluid where effusion is positive, log-uniform
+_DOUBT = (0.02, 0.08)  # the same where it is uncertain or not mentioned, and there at all
 _AP = 0.55
 _DEVICES = (0.15, 0.5)  # in PA, in AP
 _COMMON = {
@@ -619,8 +619,8 @@ def _table(composition: str, scale: float, seed: int) -> pd.DataFrame:
         is_there[name] = column
     is_there[DEVICES] = rng.random(n) < np.take(_DEVICES, is_ap.astype(int))
 
-    amount = np.where(y == 1, np.exp(rng.uniform(*np.log(_AMOUNT), n)), 0.0)
-    doubt = np.exp(rng.uniform(*np.log(_DOUBT), n)) * (rng.random(n) < 0.6)
+    amount = np.where(y == 1, np.exp(rng.uniform(math.log(_AMOUNT[0]), math.log(_AMOUNT[1]), n)), 0.0)
+    doubt = np.exp(rng.uniform(math.log(_DOUBT[0]), math.log(_DOUBT[1]), n)) * (rng.random(n) < 0.6)
     amount = np.where(kind == 1, doubt, np.where(kind == 2, doubt * (rng.random(n) < 0.3), amount))
 
     labels = pd.DataFrame(np.nan, index=range(n), columns=list(OBSERVATIONS))
