@@ -128,14 +128,14 @@ def _stroke(
         return
     gx, gy = _grid()
     gx, gy = gx[:, left:right], gy[top:bottom]
-    nearest = None
+    nearest = np.full((1, 1), np.inf, np.float32)
     for x0, y0, r0, x1, y1, r1 in zip(xs, ys, radii, xs[1:], ys[1:], radii[1:]):
         x, y = gx - np.float32(x0), gy - np.float32(y0)
         dx, dy = x1 - x0, y1 - y0
         k = 1 / (dx * dx + dy * dy + 1e-6)
         along = np.minimum(np.maximum(x * (dx * k) + y * (dy * k), 0), 1)
         distance = _length(x - along * dx, y - along * dy) - (r0 + along * (r1 - r0))
-        nearest = distance if nearest is None else np.minimum(nearest, distance)
+        nearest = np.minimum(nearest, distance)
     cover = np.float32(0.5) - nearest * np.float32(1 / edge)
     image[top:bottom, left:right] += np.float32(value) * np.minimum(np.maximum(cover, 0), 1)
 
@@ -398,12 +398,29 @@ def _draw(
             14,
         )
 
-    _draw_findings(image, pose, findings, u, m, cage, clear, x, y, fine[1], rough[1], width, dome, angle, left)
+    _draw_findings(
+        image, pose, findings, (u, m), x, y, cage=cage, clear=clear, texture=(fine[1], rough[1]), dome=dome, angle=angle
+    )
     return image, thick
 
 
-def _draw_findings(image, pose, findings, u, m, cage, clear, x, y, fine, rough, width, dome, angle, left) -> None:
-    ax = np.abs(x)
+def _draw_findings(
+    image: np.ndarray,
+    pose: _Pose,
+    findings: frozenset[str],
+    numbers: tuple[list[float], list[float]],
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    cage: np.ndarray,
+    clear: np.ndarray,
+    texture: tuple[np.ndarray, np.ndarray],
+    dome: float,
+    angle: float,
+) -> None:
+    """Add the signs that leave the anatomy as it is. `cage` is the distance in mm from the inner chest wall."""
+    (u, m), (fine, rough) = numbers, texture
+    ax, left = np.abs(x), x > 0
     if "Edema" in findings:
         r = _length((ax - 42) / 46, (y + 2) / 62)
         image += (0.15 + 0.04 * u[10]) * clear / (1 + (r * r) * (r * r)) * (1 + 0.25 * fine)
@@ -451,8 +468,8 @@ def _draw_devices(image: np.ndarray, pose: _Pose, u: list[float], m: list[float]
         drawn[1] = True
     leads, line, tracheal, gastric, pacemaker, wires, drain = drawn
     if leads:
-        for s, px, py in ((-1, 84, -70), (1, 86, -62), (1, 92 + 6 * m[0], 70)):
-            spot = (s * px + 9 * m[1], py + 8 * m[2])
+        for lead, px, py in ((-1, 84, -70), (1, 86, -62), (1, 92 + 6 * m[0], 70)):
+            spot = (lead * px + 9 * m[1], py + 8 * m[2])
             _stroke(image, pose, [(*spot, 4.0), (spot[0] + 0.1, spot[1], 4.0)], 0.20, 2.6)
             _path(
                 image, pose, [spot, (0.55 * spot[0] + 14 * m[3], 0.4 * spot[1] + 25), (10 + 20 * m[4], 175)], 0.8, 0.12
