@@ -128,14 +128,16 @@ def _stroke(
         return
     gx, gy = _grid()
     gx, gy = gx[:, left:right], gy[top:bottom]
-    nearest = np.full((gy.shape[0], gx.shape[1]), np.inf, dtype=np.float32)
+    nearest = np.full((1, 1), np.inf, np.float32)
     for x0, y0, r0, x1, y1, r1 in zip(xs, ys, radii, xs[1:], ys[1:], radii[1:]):
         x, y = gx - np.float32(x0), gy - np.float32(y0)
         dx, dy = x1 - x0, y1 - y0
-        along = _ramp((x * dx + y * dy) * (1 / (dx * dx + dy * dy + 1e-6)))
+        k = 1 / (dx * dx + dy * dy + 1e-6)
+        along = np.minimum(np.maximum(x * (dx * k) + y * (dy * k), 0), 1)
         distance = _length(x - along * dx, y - along * dy) - (r0 + along * (r1 - r0))
         nearest = np.minimum(nearest, distance)
-    image[top:bottom, left:right] += np.float32(value) * _cover(nearest, edge)
+    cover = np.float32(0.5) - nearest * np.float32(1 / edge)
+    image[top:bottom, left:right] += np.float32(value) * np.minimum(np.maximum(cover, 0), 1)
 
 
 def _path(image: np.ndarray, pose: _Pose, points: list[tuple[float, float]], radius: float, value: float) -> None:
@@ -225,7 +227,6 @@ def _draw(
     x, y = pose.body()
     x, y = x + rough[0] * np.float32(1.2), y + rough[1] * np.float32(1.2)
     ax, left = np.abs(x), x > 0
-    side = np.where(left, np.float32(1), np.float32(-1))
 
     # Curves that depend on the height only, looked up in tables of quarter millimetres.
     h = np.arange(-280, 280, 0.25, dtype=np.float32)
@@ -291,7 +292,7 @@ def _draw(
     # What else veils the bases: poor inspiration, scatter, thick patients.
     for k, here in ((7, left), (8, ~left)):
         veil = (
-            0.11 * math.exp(0.75 * m[k] + 0.35 * ap + 0.5 * (thick - 1)) * (1 if "Atelectasis" not in findings else 1.3)
+            0.12 * math.exp(0.75 * m[k] + 0.35 * ap + 0.5 * (thick - 1)) * (1 if "Atelectasis" not in findings else 1.3)
         )
         air *= 1 - min(veil, 0.75) * _ramp((y - np.float32(angle - 75 + 12 * m[k + 2])) / 75) * here
     image -= np.float32(0.46) * air
@@ -319,27 +320,21 @@ def _draw(
         0.020 + 0.002 * tortuous,
     )
 
-    # Vessels, drawn apart and seen through air: trees from the hila, larger below, each patient's own.
-    twigs = anatomy.random((2, 11, 6)).tolist()
-    for s, tree in zip((-1.0, 1.0), twigs):
+    # Vessels: trees from the hila, each patient's own.
+    trees = anatomy.random((2, 9, 6)).tolist()
+    for s, tree in zip((-1.0, 1.0), trees):
         hx, hy = s * (35 + 2 * a[19]) + 0.5 * yaw, -14 - 4 * s
         _stroke(image, pose, [(hx, hy - 7, 8), (hx + 3 * s, hy + 12, 6)], 0.085 + 0.012 * a[20], 14)
-        for k, (v0, v1, v2, v3, v4, v5) in enumerate(tree):
-            turn = -1.25 + 2.75 * (k + v0) / len(tree)
-            reach = 34 + 26 * v1
-            ex, ey = hx + s * reach * math.cos(turn), hy + 4 + reach * math.sin(turn) * 1.25
-            _stroke(
-                image, pose, [(hx + 0.2 * (ex - hx), hy + 4 + 0.2 * (ey - hy), 2.8 + v2), (ex, ey, 1.4)], 0.045, 4.5
-            )
-            for bend, more in ((0.5 + 0.4 * v3, v4), (-0.5 - 0.4 * v4, v5)):
+        for k, v in enumerate(tree):
+            turn, reach = -1.25 + 2.75 * (k + v[0]) / len(tree), 34 + 26 * v[1]
+            dx, dy = s * reach * math.cos(turn), 1.25 * reach * math.sin(turn)
+            fork = (hx + dx, hy + 4 + dy, 1.3)
+            ends = []
+            for bend, more in ((0.5 + 0.4 * v[3], v[4]), (-0.5 - 0.4 * v[4], v[5])):
                 far = 24 + 24 * more
-                _stroke(
-                    image,
-                    pose,
-                    [(ex, ey, 1.4), (ex + s * far * math.cos(turn + bend), ey + far * math.sin(turn + bend), 0.5)],
-                    0.040,
-                    3.0,
-                )
+                ends.append((fork[0] + s * far * math.cos(turn + bend), fork[1] + far * math.sin(turn + bend), 0.4))
+            _stroke(image, pose, [(hx + 0.2 * dx, hy + 4 + 0.2 * dy, 2.8 + v[2]), fork, ends[0]], 0.045, 3.5)
+            _stroke(image, pose, [fork, ends[1]], 0.040, 3.0)
     image += clear * (0.016 * fine[0] + 0.012 * rough[0])
 
     # Ribs: behind, running outwards and down; in front, running inwards and down.
@@ -403,12 +398,29 @@ def _draw(
             14,
         )
 
-    _draw_findings(image, pose, findings, u, m, cage, clear, x, y, fine[1], rough[1], width, dome, left, apex, side)
+    _draw_findings(
+        image, pose, findings, (u, m), x, y, cage=cage, clear=clear, texture=(fine[1], rough[1]), dome=dome, angle=angle
+    )
     return image, thick
 
 
-def _draw_findings(image, pose, findings, u, m, cage, clear, x, y, fine, rough, width, dome, left, apex, side) -> None:
-    ax = np.abs(x)
+def _draw_findings(
+    image: np.ndarray,
+    pose: _Pose,
+    findings: frozenset[str],
+    numbers: tuple[list[float], list[float]],
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    cage: np.ndarray,
+    clear: np.ndarray,
+    texture: tuple[np.ndarray, np.ndarray],
+    dome: float,
+    angle: float,
+) -> None:
+    """Add the signs that leave the anatomy as it is. `cage` is the distance in mm from the inner chest wall."""
+    (u, m), (fine, rough) = numbers, texture
+    ax, left = np.abs(x), x > 0
     if "Edema" in findings:
         r = _length((ax - 42) / 46, (y + 2) / 62)
         image += (0.15 + 0.04 * u[10]) * clear / (1 + (r * r) * (r * r)) * (1 + 0.25 * fine)
@@ -438,7 +450,12 @@ def _draw_findings(image, pose, findings, u, m, cage, clear, x, y, fine, rough, 
         image += 0.085 * _cover(np.abs(rim) - 0.7, 2.6) * _cover(-cage - 1, 3.0) * _ramp((40 - y) / 40) * here
     if "Pleural Other" in findings:
         here = left == (u[28] < 0.5)
-        band = _cover(cage - (6 + 7 * u[29]) - 2 * rough, 6.0) * _cover(-cage, 5.0) * _ramp((y + 50) / 60)
+        band = (
+            _cover(cage - (6 + 7 * u[29]) - 2 * rough, 6.0)
+            * _cover(-cage, 5.0)
+            * _ramp((y + 50) / 60)
+            * _ramp((angle + 8 - y) / 10)
+        )
         image += 0.15 * band * here
     if DEVICES in findings:
         _draw_devices(image, pose, u[30:], m[40:])
@@ -451,8 +468,8 @@ def _draw_devices(image: np.ndarray, pose: _Pose, u: list[float], m: list[float]
         drawn[1] = True
     leads, line, tracheal, gastric, pacemaker, wires, drain = drawn
     if leads:
-        for s, px, py in ((-1.0, 84, -70), (1.0, 86, -62), (1.0, 92 + 6 * m[0], 70)):
-            spot = (s * px + 9 * m[1], py + 8 * m[2])
+        for lead, px, py in ((-1, 84, -70), (1, 86, -62), (1, 92 + 6 * m[0], 70)):
+            spot = (lead * px + 9 * m[1], py + 8 * m[2])
             _stroke(image, pose, [(*spot, 4.0), (spot[0] + 0.1, spot[1], 4.0)], 0.20, 2.6)
             _path(
                 image, pose, [spot, (0.55 * spot[0] + 14 * m[3], 0.4 * spot[1] + 25), (10 + 20 * m[4], 175)], 0.8, 0.12
@@ -530,7 +547,7 @@ FOLDER_NAME = "CheXpert-v1.0-small"
 
 # "induced": images for each value of y, by whether (sex, age group) agree with it. The parts 0.45, 0.15, 0.40 of the
 # patients then hold a correlated (0.9) subset of 3,000 for training, and 2,000 correlated, inverted and balanced ones to test.
-_CELLS = {(1, 1): 2880, (1, 0): 720, (0, 1): 720, (0, 0): 2200}
+_CELLS = {(1, 1): 2880, (1, 0): 740, (0, 1): 740, (0, 0): 2200}
 # "natural": what age group and co-occurring disease have in common with y; sex is independent of all.
 _TOTAL = 18_000
 _OLD = (0.62, 0.76)  # P(old | y)
@@ -539,8 +556,8 @@ _AGES = ((18, 49), (61, 90), (50, 60))  # young, old, between, inclusive
 _BETWEEN, _UNCERTAIN, _BLANK, _LATERAL = 0.04, 0.05, 0.05, 0.05  # shares of the images above that come on top
 _ODD = 8  # patients of unknown sex, and as many of age 0
 _IMAGES_PER_PATIENT = (0.76, 0.17, 0.07)  # one, two, three
-_AMOUNT = (0.13, 1.0)  # of fluid where effusion is positive, log-uniform
-_DOUBT = (0.03, 0.13)  # the same where it is uncertain or not mentioned, and there at all
+_AMOUNT = (0.08, 1.0)  # of fluid where effusion is positive, log-uniform
+_DOUBT = (0.02, 0.08)  # the same where it is uncertain or not mentioned, and there at all
 _AP = 0.55
 _DEVICES = (0.15, 0.5)  # in PA, in AP
 _COMMON = {
@@ -584,11 +601,6 @@ def _group_patients(pool: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(first)[patient]
 
 
-def _log_uniform(rng: np.random.Generator, ends: tuple[float, float], size: int) -> np.ndarray:
-    low, high = np.log(ends)
-    return np.exp(rng.uniform(float(low), float(high), size))
-
-
 def _table(composition: str, scale: float, seed: int) -> pd.DataFrame:
     """train.csv as a frame in the order of patients, with what else a drawing needs: patient, amount of fluid, drawn sex."""
     rng = np.random.default_rng([seed, COMPOSITIONS.index(composition)])
@@ -624,8 +636,8 @@ def _table(composition: str, scale: float, seed: int) -> pd.DataFrame:
         is_there[name] = column
     is_there[DEVICES] = rng.random(n) < np.take(_DEVICES, is_ap.astype(int))
 
-    amount = np.where(y == 1, _log_uniform(rng, _AMOUNT, n), 0.0)
-    doubt = _log_uniform(rng, _DOUBT, n) * (rng.random(n) < 0.6)
+    amount = np.where(y == 1, np.exp(rng.uniform(math.log(_AMOUNT[0]), math.log(_AMOUNT[1]), n)), 0.0)
+    doubt = np.exp(rng.uniform(math.log(_DOUBT[0]), math.log(_DOUBT[1]), n)) * (rng.random(n) < 0.6)
     amount = np.where(kind == 1, doubt, np.where(kind == 2, doubt * (rng.random(n) < 0.3), amount))
 
     labels = pd.DataFrame(np.nan, index=range(n), columns=list(OBSERVATIONS))
@@ -700,7 +712,7 @@ def write_chest_cohort(
     sex and an age below 50 or above 60:
 
     - "induced" fills the cells of (y, sex, age group) so that subsets in which both agree with y, contradict it, or neither
-      can be drawn; 13,040 such images;
+      can be drawn; 13,120 such images;
     - "natural" has sex independent of all, and age group and co-occurring disease (a positive label other than effusion, `No
       Finding` and `Support Devices`) in the joint distribution with y of the published experiment, independent
       of each other given y; 18,000 such images.
