@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monai_mimmx.data import CheXpertColumns, find_table, read_table
+from monai_mimmx.data import CheXpertColumns, chest_cohort, find_table, make_subsets, parse_tasks, read_table
 from monai_mimmx.data.chexpert import LABELS, PATHOLOGIES
 
 HEADER = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS]
@@ -195,3 +195,32 @@ def test_find_table(tmp_path):
         find_table(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no labels.csv, train.csv or CheXpert"):
         find_table(tmp_path / "none")
+
+
+def test_natural_correlations_are_the_published_ones_where_the_table_has_them(tmp_path):
+    """The training subset induces sex and keeps age and co-occurring disease as the table has them."""
+    table = chest_cohort._table("natural", 1.0, 0)
+    path = tmp_path / "train.csv"
+    table[list(chest_cohort.LABEL_COLUMNS)].to_csv(path, index=False)
+    tasks = parse_tasks(TASKS)
+    frame = read(path, tasks)
+    subsets = make_subsets(
+        frame, tasks, agreement=[0.9, "natural", "natural"], sizes={"train": 3000}, fractions=(0.4, 0.12, 0.48)
+    )
+    published = {
+        "sex": [[0.45, 0.05], [0.05, 0.45]],
+        "age": [[0.19, 0.31], [0.12, 0.38]],
+        "cod": [[0.29, 0.21], [0.14, 0.36]],
+    }
+    for name, joint in published.items():
+        here = pd.crosstab(subsets["train"]["effusion"], subsets["train"][name], normalize=True)
+        # Four standard errors of a share among 3,000 rows; sex is exact.
+        np.testing.assert_allclose(here, joint, atol=1e-9 if name == "sex" else 0.035)
+    inverted = subsets["inv"]
+    assert (inverted["sex"] == inverted["effusion"]).mean() == pytest.approx(0.1, abs=0.001)
+    assert pd.crosstab(inverted["effusion"], inverted["age"], normalize=True).to_numpy() == pytest.approx(
+        np.array(published["age"]), abs=0.045
+    )
+    balanced = subsets["bal"]
+    assert balanced.groupby(["effusion", "sex", "age", "cod"]).size().agg(np.ptp) <= 1
+    assert min(len(inverted), len(balanced), len(subsets["val"])) >= 2000 and len(subsets["train"]) == 3000
