@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 MARKER_NAME = "cohort.json"
 
@@ -153,7 +154,9 @@ def work_through(
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-        with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+        # One thread each: otherwise the matrix products of all workers fight for the cores, which costs several times.
+        pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=threadpool_limits, initargs=(1,))
+        with pool:
             try:
                 for done in as_completed([pool.submit(_work, write, piece) for piece in pieces]):
                     yield done.result()
