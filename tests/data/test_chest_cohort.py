@@ -114,7 +114,9 @@ def test_the_rest_of_the_table(full):
 def test_no_finding_excludes_every_other(full):
     _, table = full
     none = table["No Finding"] == 1.0
-    assert none.any() and not (table.loc[none, [n for n in OBSERVATIONS if n != "No Finding"]].isin([1, -1])).any(axis=None)
+    assert none.any() and not (table.loc[none, [n for n in OBSERVATIONS if n != "No Finding"]].isin([1, -1])).any(
+        axis=None
+    )
     assert set(table["No Finding"].dropna()) == {1.0}
     assert table.loc[table[EFFUSION].isna(), "No Finding"].isna().all()
     for name in OBSERVATIONS[1:]:
