@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -166,7 +167,9 @@ class MIMMXTrainer(SupervisedTrainer):
         self.feature_batches = feature_batches
         self._features: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=max(feature_batches, 1))
         self._fresh_batches: Iterator | None = None
-        super().__init__(device, max_epochs, train_data_loader, network, optimizer, loss_function, **kwargs)
+        with warnings.catch_warnings():  # MONAI makes the gradient scaler of CUDA on every device
+            warnings.filterwarnings("ignore", message=".*GradScaler")
+            super().__init__(device, max_epochs, train_data_loader, network, optimizer, loss_function, **kwargs)
         if has_parameters and idist.get_world_size() > 1:
             for tensor in dependence.state_dict().values():  # type: ignore[union-attr]
                 tensor.copy_(idist.broadcast(tensor, src=0))

@@ -410,9 +410,9 @@ class TestMonaiOptions:
     @pytest.mark.parametrize("caw", [False, "features", "terms"])
     def test_autocast(self, caw):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # MONAI makes a gradient scaler for CUDA, which says that there is none
+            warnings.simplefilter("error", UserWarning)  # MONAI's own, which a user could do nothing about
             trainer = make_trainer(amp=True, amp_kwargs={"dtype": torch.bfloat16}, caw=caw, feature_batches=0)
-            trainer.run()
+        trainer.run()
         output = trainer.state.output
         assert output["pred"].dtype == torch.bfloat16 and output["mi"].dtype == torch.float32
         assert bool(torch.isfinite(output["loss"]))
