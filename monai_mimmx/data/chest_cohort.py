@@ -34,7 +34,7 @@ from monai_mimmx.data.cohort_folder import check_options, publish_folder, work_t
 
 __all__ = ["COHORT_VERSION", "chest_image", "write_chest_cohort"]
 
-COHORT_VERSION = "1"
+COHORT_VERSION = "2"
 """Changes whenever the same (composition, scale, seed) would give other images or another table."""
 
 SIZE = 160
