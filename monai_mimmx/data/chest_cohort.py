@@ -34,7 +34,7 @@ from monai_mimmx.data.cohort_folder import check_options, publish_folder, work_t
 
 __all__ = ["COHORT_VERSION", "chest_image", "write_chest_cohort"]
 
-COHORT_VERSION = "1"
+COHORT_VERSION = "2"
 """Changes whenever the same (composition, scale, seed) would give other images or another table."""
 
 SIZE = 160
@@ -128,14 +128,16 @@ def _stroke(
         return
     gx, gy = _grid()
     gx, gy = gx[:, left:right], gy[top:bottom]
-    nearest = np.full((1, 1), np.inf, np.float32)
+    distances = []
     for x0, y0, r0, x1, y1, r1 in zip(xs, ys, radii, xs[1:], ys[1:], radii[1:]):
-        x, y = gx - np.float32(x0), gy - np.float32(y0)
-        dx, dy = x1 - x0, y1 - y0
-        k = 1 / (dx * dx + dy * dy + 1e-6)
-        along = np.minimum(np.maximum(x * (dx * k) + y * (dy * k), 0), 1)
-        distance = _length(x - along * dx, y - along * dy) - (r0 + along * (r1 - r0))
-        nearest = np.minimum(nearest, distance)
+        length = math.hypot(x1 - x0, y1 - y0) + 1e-3
+        ux, uy = (x1 - x0) / length, (y1 - y0) / length
+        x, y = gx - x0, gy - y0
+        along = ux * x + uy * y
+        beyond = np.minimum(np.maximum(along, 0), length)
+        radius = beyond * ((r1 - r0) / length) + r0 if r0 != r1 else r0
+        distances.append(_length(ux * y - uy * x, along - beyond) - radius)
+    nearest = functools.reduce(np.minimum, distances)
     cover = np.float32(0.5) - nearest * np.float32(1 / edge)
     image[top:bottom, left:right] += np.float32(value) * np.minimum(np.maximum(cover, 0), 1)
 
