@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from monai_mimmx.data.cohort_folder import available_cpus
 from monai_mimmx.evaluation.protocol import write_json
 
 try:
@@ -214,7 +215,7 @@ def _run(run: PlannedRun, jobs: int, places: list[int], processes: set[subproces
         (run.folder / "error.json").unlink(missing_ok=True)
         _record(run)
         place = places.pop()
-        threads = max(1, len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0]) // jobs)
+        threads = max(1, available_cpus() // jobs)
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
         if torch.cuda.device_count() > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
             environment["CUDA_VISIBLE_DEVICES"] = str(place % torch.cuda.device_count())

@@ -16,16 +16,14 @@ import functools
 import math
 import os
 import pathlib
-import shutil
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter1d
-from tqdm import tqdm
 
-from monai_mimmx.data.cohort_folder import check_options, publish_folder, work_through
+from monai_mimmx.data.cohort_folder import check_options, publish_folder, write_items
 
 __all__ = ["COHORT_VERSION", "brain_volume", "write_brain_cohort"]
 
@@ -348,15 +346,17 @@ def write_brain_cohort(
 
     def write(new: pathlib.Path) -> None:
         (new / "images").mkdir()
-        need, free = len(table) * (math.prod(SHAPE) + 4096), shutil.disk_usage(new).free
-        if free < need:
-            raise OSError(f"{need / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
         rows = list(zip(range(len(table)), table["image"], table["age"], table["sex"], table["dataset"], strict=True))
-        with tqdm(
-            total=len(table), desc="writing the brain cohort", unit="volume", mininterval=0.5, disable=not progress
-        ) as bar:
-            for done in work_through(functools.partial(_write_subjects, new, seed=seed), rows, num_workers=num_workers):
-                bar.update(done)
+        write_items(
+            functools.partial(_write_subjects, new, seed=seed),
+            rows,
+            new,
+            bytes_each=math.prod(SHAPE) + 4096,
+            what="the brain cohort",
+            unit="volume",
+            num_workers=num_workers,
+            progress=progress,
+        )
         table.to_csv(new / "labels.csv", index=False, float_format="%.1f")
 
     marker = {"cohort": "brain", "version": COHORT_VERSION, "seed": seed, "scale": float(scale), "counts": counts}

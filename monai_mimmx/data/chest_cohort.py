@@ -21,16 +21,15 @@ import itertools
 import math
 import os
 import pathlib
-import shutil
 from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy.interpolate import BSpline
-from tqdm import tqdm
 
-from monai_mimmx.data.cohort_folder import check_options, publish_folder, work_through
+from monai_mimmx.data.chexpert import LABELS
+from monai_mimmx.data.cohort_folder import check_options, publish_folder, write_items
 
 __all__ = ["COHORT_VERSION", "chest_image", "write_chest_cohort"]
 
@@ -43,12 +42,7 @@ SEXES = ("Female", "Male")
 PROJECTIONS = ("PA", "AP")
 EFFUSION = "Pleural Effusion"
 DEVICES = "Support Devices"
-OBSERVATIONS = (
-    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
-    "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
-)  # fmt: skip
-"""CheXpert's label columns, in its order."""
-FINDINGS = tuple(name for name in OBSERVATIONS if name not in ("No Finding", EFFUSION))
+FINDINGS = tuple(name for name in LABELS if name not in ("No Finding", EFFUSION))
 """What `chest_image` can draw besides effusion."""
 
 
@@ -544,7 +538,7 @@ def _lateral(shot: np.random.SeedSequence) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------------
 
 COMPOSITIONS = ("induced", "natural")
-LABEL_COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *OBSERVATIONS)
+LABEL_COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS)
 FOLDER_NAME = "CheXpert-v1.0-small"
 
 # "induced": images for each value of y, by whether (sex, age group) agree with it. The parts 0.45, 0.15, 0.40 of the
@@ -642,7 +636,7 @@ def _table(composition: str, scale: float, seed: int) -> pd.DataFrame:
     doubt = np.exp(rng.uniform(math.log(_DOUBT[0]), math.log(_DOUBT[1]), n)) * (rng.random(n) < 0.6)
     amount = np.where(kind == 1, doubt, np.where(kind == 2, doubt * (rng.random(n) < 0.3), amount))
 
-    labels = pd.DataFrame(np.nan, index=range(n), columns=list(OBSERVATIONS))
+    labels = pd.DataFrame(np.nan, index=range(n), columns=list(LABELS))
     for name, there in is_there.items():
         said = rng.random(n)
         labels[name] = np.where(there, 1.0, np.where(said < 0.06, 0.0, np.where(said < 0.08, -1.0, np.nan)))
@@ -745,15 +739,16 @@ def write_chest_cohort(
     table = _table(composition, scale, seed)
 
     def write(new: pathlib.Path) -> None:
-        need, free = len(table) * 3 * 4096, shutil.disk_usage(new).free  # a file and its two folders
-        if free < need:
-            raise OSError(f"{need / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
-        draw = functools.partial(_write_images, new, seed=seed, composition=composition)
-        with tqdm(
-            total=len(table), desc="writing the chest cohort", unit="image", mininterval=0.5, disable=not progress
-        ) as bar:
-            for done in work_through(draw, _rows(table), num_workers=num_workers):
-                bar.update(done)
+        write_items(
+            functools.partial(_write_images, new, seed=seed, composition=composition),
+            _rows(table),
+            new,
+            bytes_each=3 * 4096,  # a file and its two folders
+            what="the chest cohort",
+            unit="image",
+            num_workers=num_workers,
+            progress=progress,
+        )
         table[list(LABEL_COLUMNS)].to_csv(new / FOLDER_NAME / "train.csv", index=False)
 
     marker = {

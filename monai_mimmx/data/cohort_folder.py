@@ -20,10 +20,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
+from tqdm import tqdm
 
 MARKER_NAME = "cohort.json"
 
 Item = TypeVar("Item")
+
+_PIECE = 32  # items that a worker gets at a time
 
 
 def _is_published(folder: Path, marker: Mapping[str, Any]) -> bool:
@@ -126,26 +129,52 @@ def _work(write: Callable[[Sequence[Item]], None], piece: Sequence[Item]) -> int
     return len(piece)
 
 
-def work_through(
-    write: Callable[[Sequence[Item]], None], items: Sequence[Item], *, num_workers: int | None = None, size: int = 32
-) -> Iterator[int]:
-    """Call `write` on pieces of `items` in worker processes, and yield how many items each finished piece held.
+def available_cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def write_items(
+    write: Callable[[Sequence[Item]], None],
+    items: Sequence[Item],
+    folder: str | os.PathLike[str],
+    *,
+    bytes_each: int,
+    what: str,
+    unit: str,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Call `write` on pieces of `items` in worker processes, if the disk has room for all of them.
 
     Args:
         write: writes the items it is given, whatever the others; picklable.
         items: picklable.
+        folder: where they go, which exists.
+        bytes_each: room that an item takes on disk.
+        what: is written, for the progress bar.
+        unit: one of them.
         num_workers: processes, 1 (this one) or more; None: all available CPUs.
-        size: items in a piece.
+        progress: show a progress bar.
+
+    Raises:
+        OSError: too little space in `folder`.
 
     Example:
-        >>> sum(work_through(print, [1, 2, 3], num_workers=1, size=2))
-        [1, 2]
-        [3]
-        3
+        >>> write_items(print, [1, 2, 3], ".", bytes_each=1, what="numbers", unit="number", num_workers=1, progress=False)
+        [1, 2, 3]
     """
-    if num_workers is None:
-        num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pieces = [items[i : i + size] for i in range(0, len(items), size)]
+    need, free = len(items) * bytes_each, shutil.disk_usage(folder).free
+    if free < need:
+        raise OSError(f"{need / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
+    with tqdm(total=len(items), desc=f"writing {what}", unit=unit, mininterval=0.5, disable=not progress) as bar:
+        for done in _work_through(write, items, num_workers or available_cpus()):
+            bar.update(done)
+
+
+def _work_through(write: Callable[[Sequence[Item]], None], items: Sequence[Item], num_workers: int) -> Iterator[int]:
+    """Yield how many items each finished piece held."""
+    pieces = [items[i : i + _PIECE] for i in range(0, len(items), _PIECE)]
     num_workers = min(num_workers, len(pieces))
     if num_workers <= 1:
         yield from map(functools.partial(_work, write), pieces)

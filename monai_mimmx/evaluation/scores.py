@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from monai_mimmx.data import cell_index
 from monai_mimmx.evaluation.predictions import Predictions
 
 __all__ = [
@@ -37,8 +38,7 @@ def _groups(predictions: Predictions, task: int, by: str) -> np.ndarray:
         return np.where(labels[:, task] >= 0, 0, -1)
     if by == "class":
         return labels[:, task]
-    cells = np.ravel_multi_index(tuple(np.maximum(labels, 0).T), predictions.num_classes)
-    return np.where((labels >= 0).all(axis=1), cells, -1)
+    return cell_index(labels, predictions.num_classes)
 
 
 def _mean_over_groups(predictions: Predictions, task: int, by: str) -> float:

@@ -245,7 +245,7 @@ def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_full_disk(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(brain_cohort.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(OSError, match=r"cannot write the cohort to .* MB needed, 0 MB free\): name a writable folder"):
         write_brain_cohort(tmp_path / "brain", scale=SCALE, progress=False)
     assert list(tmp_path.iterdir()) == []

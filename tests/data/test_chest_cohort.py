@@ -18,14 +18,14 @@ from monai_mimmx.data.chest_cohort import (
     DEVICES,
     EFFUSION,
     FINDINGS,
-    OBSERVATIONS,
     chest_image,
     write_chest_cohort,
 )
+from monai_mimmx.data.chexpert import LABELS
 
 SCALE = 0.004
 SEEDS = range(20)
-DISEASES = [name for name in OBSERVATIONS if name not in ("No Finding", EFFUSION, DEVICES)]
+DISEASES = [name for name in LABELS if name not in ("No Finding", EFFUSION, DEVICES)]
 TASKS = [
     {"name": "effusion", "column": EFFUSION, "negative": [0], "positive": [1]},
     {"name": "sex", "column": "Sex", "negative": ["Female"], "positive": ["Male"]},
@@ -114,12 +114,10 @@ def test_the_rest_of_the_table(full):
 def test_no_finding_excludes_every_other(full):
     _, table = full
     none = table["No Finding"] == 1.0
-    assert none.any() and not (table.loc[none, [n for n in OBSERVATIONS if n != "No Finding"]].isin([1, -1])).any(
-        axis=None
-    )
+    assert none.any() and not (table.loc[none, [n for n in LABELS if n != "No Finding"]].isin([1, -1])).any(axis=None)
     assert set(table["No Finding"].dropna()) == {1.0}
     assert table.loc[table[EFFUSION].isna(), "No Finding"].isna().all()
-    for name in OBSERVATIONS[1:]:
+    for name in LABELS[1:]:
         assert set(table[name].dropna()) == {-1.0, 0.0, 1.0}
 
 
@@ -187,7 +185,7 @@ def test_table_and_images_on_disk(table_file):
     folder = table_file.parents[1]
     assert table_file == folder / "CheXpert-v1.0-small" / "train.csv"
     table = pd.read_csv(table_file)
-    assert table.columns.tolist() == ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *OBSERVATIONS]
+    assert table.columns.tolist() == ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS]
     pattern = r"CheXpert-v1\.0-small/train/patient\d{5}/study\d/view(1_frontal|2_lateral)\.jpg"
     assert table["Path"].str.fullmatch(pattern).all()
     assert (table["Path"].str.contains("lateral") == (table["Frontal/Lateral"] == "Lateral")).all()
@@ -332,7 +330,7 @@ def test_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_full_disk(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(chest_cohort.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(OSError, match=r"cannot write the cohort to .* MB needed, 0 MB free\): name a writable folder"):
         write_chest_cohort(tmp_path / "chest", scale=SCALE, progress=False)
     assert list(tmp_path.iterdir()) == []
