@@ -32,6 +32,7 @@ from monai_mimmx.report import (
     save_figures,
     training_figure,
     tsne_figure,
+    upright,
     write_report,
 )
 
@@ -60,6 +61,7 @@ class ExperimentEvaluation:
         inferer: MONAI inferer; by default the plain one.
         amp: run under autocast.
         title: of the report.
+        origin: where the images' y begins, for the sample pictures; see :func:`~monai_mimmx.report.upright`.
 
     Raises:
         FileNotFoundError: when called, if the checkpoint does not exist.
@@ -81,6 +83,7 @@ class ExperimentEvaluation:
         inferer: Inferer | None = None,
         amp: bool = False,
         title: str = "MIMM-X",
+        origin: str = "upper",
     ) -> None:
         self.network, self.data, self.tasks = network, data, list(tasks)
         self.output_dir, self.device = Path(output_dir), torch.device(device)
@@ -88,6 +91,7 @@ class ExperimentEvaluation:
         self.history = history
         self.settings = dict(settings or {})
         self.batch_size, self.inferer, self.amp, self.title = batch_size, inferer, amp, title
+        self.origin = origin
         self.logger = logging.getLogger("monai_mimmx")
 
     def __call__(self) -> dict[str, Any]:
@@ -201,7 +205,7 @@ class ExperimentEvaluation:
             ", ".join(task.class_names[label] for task, label in zip(self.tasks, data.labels[row], strict=True))
             for row in first
         ]
-        return sample_figure(np.stack([data[int(row)]["image"].numpy() for row in first]), titles)
+        return sample_figure(np.stack([upright(data[int(row)]["image"].numpy(), self.origin) for row in first]), titles)
 
 
 def load_model(network: nn.Module, path: Path) -> None:

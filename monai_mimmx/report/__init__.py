@@ -10,6 +10,7 @@ from monai_mimmx.report.figures import (
     save_figures,
     training_figure,
     tsne_figure,
+    upright,
 )
 from monai_mimmx.report.html import write_report
 
@@ -21,5 +22,6 @@ __all__ = [
     "save_figures",
     "training_figure",
     "tsne_figure",
+    "upright",
     "write_report",
 ]

@@ -22,6 +22,7 @@ __all__ = [
     "save_figures",
     "training_figure",
     "tsne_figure",
+    "upright",
 ]
 
 # Okabe and Ito's palette, told apart with every common form of colour blindness.
@@ -163,9 +164,13 @@ def training_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     lines = {}
     for ax, (title, series) in zip(axes, panels):
         for name, values in series.items():
-            i = names.index(name)
+            i, seen = names.index(name), np.full(len(epochs), True)
+            if title.startswith("accuracy"):  # seen at validations only, which a gap between them would hide
+                seen = np.isfinite(values)
             style = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)], "marker": mark}
-            lines[name] = ax.plot(epochs, values, linewidth=1.6, label=_label(name, 18), **style)[0]
+            style["marker"] = "o" if seen.sum() < 3 else mark
+            shown = np.array(epochs)[seen], np.array(values)[seen]
+            lines[name] = ax.plot(*shown, linewidth=1.6, label=_label(name, 18), **style)[0]
         ax.set_title(title, fontsize=10, loc="left")
         _plain(ax)
         if title.startswith("mutual") and weight:
@@ -253,6 +258,30 @@ def cooccurrence_figure(
             if row == 0:
                 ax.set_title(_label(task_names[factor], 20), fontsize=10)
     return figure
+
+
+def upright(image: np.ndarray, origin: str = "upper") -> np.ndarray:
+    """
+    An image as the field's readers give it, x first, turned to rows and columns.
+
+    Args:
+        image: `(C, X, Y)` or `(C, X, Y, Z)`.
+        origin: where y begins: "upper" for pictures and radiographs, "lower" for slices whose y runs to anterior.
+
+    Returns:
+        `(C, H, W)` or `(C, H, W, Z)`, with x to the right.
+
+    Raises:
+        ValueError: another origin.
+
+    Example:
+        >>> upright(np.array([[[1, 2], [3, 4]]]), "lower").tolist()
+        [[[2, 4], [1, 3]]]
+    """
+    if origin not in ("upper", "lower"):
+        raise ValueError(f"origin must be 'upper' or 'lower', got {origin!r}.")
+    rows = np.asarray(image).swapaxes(1, 2)
+    return rows if origin == "upper" else rows[:, ::-1]
 
 
 def sample_figure(images: np.ndarray, titles: Sequence[str]) -> Figure:

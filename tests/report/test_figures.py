@@ -21,6 +21,7 @@ from monai_mimmx.report.figures import (
     save_figures,
     training_figure,
     tsne_figure,
+    upright,
 )
 
 LONG = "acquisition_site_of_the_scanner"  # a name that fits nowhere without being wrapped
@@ -153,6 +154,23 @@ def test_training_leaves_out_panels_without_data():
 def test_training_joins_epochs_that_lack_a_value_with_a_gap():
     figure = training_figure([{"epoch": 1, "mi": 0.5}, {"epoch": 2}, {"epoch": 3, "mi": 0.1}])
     np.testing.assert_array_equal(axes_of(figure)[0].lines[0].get_ydata(), [0.5, np.nan, 0.1])
+
+
+def test_accuracies_of_a_validation_every_few_epochs_are_joined():
+    history = [{"epoch": n, "select_accuracy_y": 0.5 + n / 20 if n % 5 == 0 else None} for n in range(1, 11)]
+    line = axes_of(training_figure(history))[0].lines[0]
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([5, 10], [75.0, 100.0])
+
+
+@pytest.mark.parametrize(("origin", "row"), [("upper", 4), ("lower", 0)])
+def test_upright_puts_x_to_the_right(origin, row):
+    image = np.zeros((1, 4, 5, 3))
+    image[0, 3, 4, 2] = 1  # the last of x and y
+    shown = upright(image, origin)
+    assert shown.shape == (1, 5, 4, 3) and np.argwhere(shown).tolist() == [[0, row, 3, 2]]
+    assert np.argwhere(upright(image[..., 2], origin)).tolist() == [[0, row, 3]]
+    with pytest.raises(ValueError, match="origin must be 'upper' or 'lower', got 'left'"):
+        upright(image, "left")
 
 
 def test_tsne_shows_labelled_points_only_in_class_colours():
