@@ -16,6 +16,12 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 __all__ = ["WeightAveraging"]
 
 
+def _only_norms_train(module: nn.Module, _: Any) -> None:
+    """Forward pre-hook: dropout rests, so that the statistics are those of the features that evaluation sees."""
+    for layer in module.modules():
+        layer.training = isinstance(layer, nn.modules.batchnorm._BatchNorm)
+
+
 class WeightAveraging:
     """
     Keep an exponential moving average of a network's weights, and re-estimate its batch normalization statistics.
@@ -88,9 +94,10 @@ class WeightAveraging:
             self.update_statistics()
 
     def update_statistics(self) -> None:
-        """Re-estimate the averaged network's batch normalization statistics now."""
+        """Re-estimate the averaged network's batch normalization statistics now, with dropout off."""
         batches = (self.prepare_batch(batch, self.device, False)[0] for batch in islice(self.loader, self.num_batches))
-        update_bn(batches, self.averaged)
+        with self.averaged.register_forward_pre_hook(_only_norms_train):
+            update_bn(batches, self.averaged)
         self.averaged.eval()
 
     def state_dict(self) -> dict[str, Any]:

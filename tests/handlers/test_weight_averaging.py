@@ -83,6 +83,17 @@ def test_statistics_are_those_of_a_full_pass():
     torch.testing.assert_close(output.mean(0), average[1].bias, atol=1e-4, rtol=0)
 
 
+def test_statistics_do_not_see_dropout():
+    torch.manual_seed(0)
+    network, batches = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3)), make_batches()
+    averaging = make_averaging(network, batches, num_batches=5)
+    averaging.update_statistics()
+    images = [batch["image"] for batch in batches]
+    torch.testing.assert_close(averaging.averaged[1].running_var, torch.stack([x.var(0) for x in images]).mean(0))
+    assert not any(layer.training for layer in averaging.averaged.modules())
+    assert all(layer.training for layer in network.modules())
+
+
 def test_number_of_batches():
     network, batches = make_network(), make_batches()
     averaging = make_averaging(network, batches, decay=0.0, num_batches=2)
