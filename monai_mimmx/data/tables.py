@@ -372,7 +372,8 @@ def read_table(
         if missing := [name for name in required if name not in table.columns]:
             raise ValueError(f"{path} has no column {missing[0]!r}: it has {', '.join(map(repr, table.columns))}")
         if table.empty:
-            raise ValueError(f"{path}: 0 of {total} rows kept, excluded: {excluded}")
+            reasons = ", ".join(f"{count} {reason}" for reason, count in excluded.items())
+            raise ValueError(f"{path}: no row of {total} is left; excluded: {reasons}")
     for column in (image_column, subject_column):
         if table[column].isna().any():
             line = table.index[table[column].isna()][0]

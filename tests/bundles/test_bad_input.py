@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from ignite.engine import Events
+from PIL import Image
 from runs import options, train, workflow
 
-from monai_mimmx.data import write_brain_cohort
+from monai_mimmx.data import write_brain_cohort, write_chest_cohort
 from monai_mimmx.errors import root_cause
 
 
@@ -120,6 +121,84 @@ def test_bad_images(own, folders, tmp_path, damage, error, message):
     fails(error, message, "brain_age", folders, tmp_path / "output", **more)
     left = [path for path in (tmp_path / "cache").glob("*")] if (tmp_path / "cache").exists() else []
     assert not [path for path in left if path.suffix == ".npy"]
+
+
+@pytest.fixture
+def films(tmp_path, folders):
+    """A user's own download in CheXpert's layout, small, under the folder name that its table does not tell."""
+    cohort = folders / "pleural_effusion" / "cohort"
+    made = write_chest_cohort(cohort, composition="induced", scale=0.06, seed=1, progress=False)
+    shutil.copytree(made.parent, tmp_path / "CheXpert-v1.0-small")
+    return tmp_path
+
+
+def films_table(films):
+    return next(films.rglob("train.csv"))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda t: t.rename(columns={"Path": "dicom_id", "Sex": "gender"}),
+            ValueError,
+            "train.csv has no column 'Path', which CheXpert's table has",
+        ),
+        (
+            lambda t: t.assign(Path="CheXpert-v1.0/train/" + t.Path.str.split("/").str[-3] + "/x.jpg"),
+            FileNotFoundError,
+            r"train.csv: 614 of 786 image files do not exist: .*x\.jpg, .*x\.jpg, .*x\.jpg, \.\.\. ",
+        ),
+        (lambda t: t.assign(Path="a.jpg"), ValueError, "expected a Path with a patient, such as .*, got 'a.jpg'"),
+        (lambda t: t.assign(Age="unknown"), ValueError, "train.csv, line 2, column 'Age': .* 'unknown'"),
+        (lambda t: t.assign(Age=55), ValueError, "column 'Age': the rule < 50 of task 'age' matches no row"),
+        (
+            lambda t: t.assign(Sex="Unknown"),
+            ValueError,
+            "no row of 944 is left; excluded: 45 not a frontal view, 899 Sex is Unknown",
+        ),
+        (
+            lambda t: t.assign(**{"Pleural Effusion": -1.0}),
+            ValueError,
+            r"no row of 944 is left; excluded: .*\d+ Pleural Effusion is uncertain",
+        ),
+        (
+            lambda t: t.assign(**{"Frontal/Lateral": "Lateral"}),
+            ValueError,
+            "no row of 944 is left; excluded: 944 not a frontal view",
+        ),
+    ],
+)
+def test_bad_films_tables(films, folders, tmp_path, change, error, message):
+    path = films_table(films)
+    change(pd.read_csv(path)).to_csv(path, index=False)
+    fails(error, message, "pleural_effusion", folders, tmp_path / "output", dataset_dir=str(films))
+    assert not list((tmp_path / "output").iterdir())
+
+
+def test_a_truncated_film_is_named_and_leaves_no_cache(films, folders, tmp_path):
+    for path in sorted(films.rglob("*.jpg"))[::2]:
+        path.write_bytes(path.read_bytes()[:600])
+    message = r"row \d+ of subset '.*': .*patient\d+/study\d/view1_frontal\.jpg: it cannot be read as an image"
+    more = {"dataset_dir": str(films), "cache_dir": str(tmp_path / "cache")}
+    fails(ValueError, message, "pleural_effusion", folders, tmp_path / "output", **more)
+    assert not list((tmp_path / "cache").glob("*.npy"))
+
+
+def test_films_of_other_modes_give_the_same_images(films, folders, tmp_path):
+    def images(name):
+        more = {"dataset_dir": str(films), "cache_dir": str(tmp_path / name)}
+        made = workflow("pleural_effusion", "train", **options("pleural_effusion", folders, tmp_path / "out", **more))
+        return made.parser.get_parsed_content("train#dataset")[:40]["image"]
+
+    grey = images("grey")
+    for number, path in enumerate(sorted(films.rglob("*.jpg"))):
+        values = np.asarray(Image.open(path))
+        other = (
+            Image.fromarray(values).convert("RGB") if number % 2 else Image.fromarray(values.astype(np.uint16) * 257)
+        )
+        other.save(path, format="PNG")
+    np.testing.assert_allclose(images("other"), grey, atol=0.05)
 
 
 def test_a_third_class_without_a_rule_is_excluded_and_counted(own, folders, tmp_path, capsys):

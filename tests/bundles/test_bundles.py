@@ -163,10 +163,6 @@ def test_natural_correlations_are_printed_beside_the_published_ones(folders, tmp
     assert joint["cod"][5:] == ["0.29", "0.21", "/", "0.14", "0.36"]
 
 
-def test_fewer_epochs_than_the_validation_interval(folders, tmp_path):
-    assert train("brain_age", folders, tmp_path, epochs=1, val_interval=5)["epochs"] == 1
-
-
 def test_whole_volumes_train(folders, tmp_path):
     metrics = train("brain_age", folders, tmp_path, epochs=1, spatial_dims=3, image_size=24)
     assert metrics["epochs"] == 1
