@@ -118,19 +118,26 @@ class CellBalancedAccuracy(Metric):
 
 class RobustAccuracy(CellBalancedAccuracy):
     """
-    The lower of the accuracy on the data seen and the one expected where the correlations point the other way.
+    The accuracy on the data seen, less what is expected to be lost where the correlations point the other way.
 
     With A_i(y, z) the accuracy of the primary task in the cell (y, z_i) and P_i(y, z) its share of the data, the drop
     from here to data with inverted correlations is estimated as
 
         drop = 2 * sum_i sum_yz (P_i(y, z) - P_i(y) P_i(z)) A_i(y, z),
 
-    which uses the cells of one factor at a time and is far less noisy than the rare cells of all factors. The value is
-    accuracy - max(drop, 0): a shortcut lowers it by its drop, an over-correction by the accuracy it costs here. It needs
-    no inverted or balanced data.
+    which uses the cells of one factor at a time and is far less noisy than the rare cells of all factors; in a cell
+    without samples A_i(y, z) is taken to be that of the class y. The value is accuracy - drop_weight * max(drop, 0): a
+    shortcut lowers it by its drop, an over-correction by the accuracy it costs here. It needs no inverted or balanced
+    data.
 
     Args:
         num_classes: classes of each task, the primary task first.
+        drop_weight: 1 makes the value the expected accuracy where the correlations point the other way. Where rare
+            cells hold few samples, that hardly changes as training goes on to fit the common ones, so that noise
+            would choose the epoch; above 1, of two models equally good there the one with the smaller drop is preferred.
+
+    Raises:
+        ValueError: for a drop_weight below 0.
 
     Example:
         >>> metric = RobustAccuracy((2, 2))
@@ -141,9 +148,17 @@ class RobustAccuracy(CellBalancedAccuracy):
         0.2
     """
 
+    def __init__(
+        self, num_classes: Sequence[int], drop_weight: float = 1.0, output_transform: Callable | None = None
+    ) -> None:
+        if drop_weight < 0:
+            raise ValueError(f"drop_weight must be 0 or more, got {drop_weight}.")
+        self.drop_weight = drop_weight
+        super().__init__(num_classes, output_transform)
+
     @sync_all_reduce("_correct", "_total")
     def compute(self) -> float:
-        """The estimate, in [0, 1]; 0 before any sample."""
+        """The value, in [0, 1]; 0 before any sample."""
         total = self._total.reshape(self.num_classes)
         correct = self._correct.reshape(self.num_classes)
         count = float(total.sum())
@@ -154,7 +169,8 @@ class RobustAccuracy(CellBalancedAccuracy):
             others = [axis for axis in range(1, len(self.num_classes)) if axis != factor]
             share = (total.sum(others) if others else total) / count
             hits = (correct.sum(others) if others else correct) / count
-            rate = torch.where(share > 0, hits / share.clamp(min=1e-12), 0.0)
+            of_class = hits.sum(1, keepdim=True) / share.sum(1, keepdim=True).clamp(min=1e-12)
+            rate = torch.where(share > 0, hits / share.clamp(min=1e-12), of_class)
             excess = share - share.sum(1, keepdim=True) * share.sum(0, keepdim=True)
             drop += 2.0 * float((excess * rate).sum())
-        return max(0.0, float(correct.sum()) / count - max(drop, 0.0))
+        return max(0.0, float(correct.sum()) / count - self.drop_weight * max(drop, 0.0))

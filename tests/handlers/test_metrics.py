@@ -82,6 +82,29 @@ class TestRobustAccuracy:
         metric.update((torch.nn.functional.one_hot(labels[:, 1], 6).float(), labels))
         assert metric.compute() == pytest.approx(0.1, abs=1e-9)  # 0.9 here, 0.1 where z1 is inverted
 
+    def test_drop_weight(self):
+        # Where z agrees with y (80 of 100) all is right, elsewhere half.
+        labels = torch.tensor([(0, 0), (1, 1)] * 40 + [(0, 1), (1, 0)] * 10)
+        predicted = torch.tensor([0, 1] * 40 + [0, 1] * 5 + [1, 0] * 5)
+        values = {}
+        for weight in (0.0, 1.0, 2.0, 9.0):
+            metric = RobustAccuracy((2, 2), drop_weight=weight)
+            metric.update((torch.nn.functional.one_hot(predicted, 4).float(), labels))
+            values[weight] = metric.compute()
+        # drop = 2 * (0.15 * 1 + 0.15 * 1 - 0.15 * 0.5 - 0.15 * 0.5) = 0.3
+        assert values == pytest.approx({0.0: 0.9, 1.0: 0.6, 2.0: 0.3, 9.0: 0.0})
+        with pytest.raises(ValueError, match=r"drop_weight must be 0 or more, got -1"):
+            RobustAccuracy((2, 2), drop_weight=-1)
+
+    def test_an_empty_cell_is_no_drop(self):
+        # z's class 2 goes with y = 0 only, and the prediction is right 3 times in 4 whatever z is.
+        cells = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+        labels = torch.tensor([cell for cell in cells for _ in range(4)])
+        predicted = torch.where(torch.arange(20) % 4 == 0, 1 - labels[:, 0], labels[:, 0])
+        metric = RobustAccuracy((2, 3))
+        metric.update((torch.nn.functional.one_hot(predicted, 5).float(), labels))
+        assert metric.compute() == pytest.approx(0.75)
+
     def test_no_sample(self):
         assert RobustAccuracy((2, 2)).compute() == 0.0
 
