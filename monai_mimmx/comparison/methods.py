@@ -26,7 +26,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "mimmx_balanced": {"method": "mimmx", "sampling": "balanced"},
 }
 """Name of a row to the options of its runs. `mimmx` is the method as published, on correlated batches;
-`mimmx_balanced` is the same loss on batches in which every (y, z) cell is equally likely."""
+`mimmx_balanced` is the bundle's own setting of it on batches in which every (y, z) cell is equally likely."""
 
 
 def method_options(names: Sequence[str] | str = "all") -> dict[str, dict[str, Any]]:
