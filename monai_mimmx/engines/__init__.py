@@ -1,8 +1,9 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Engines of MIMM-X and the preparation of their batches."""
+"""Engines of MIMM-X, the preparation of their batches and the choice of their precision."""
 
+from monai_mimmx.engines.precision import computes_in_bfloat16
 from monai_mimmx.engines.prepare_batch import PrepareAugmentedBatch
 from monai_mimmx.engines.trainer import MIMMXTrainer
 
-__all__ = ["MIMMXTrainer", "PrepareAugmentedBatch"]
+__all__ = ["MIMMXTrainer", "PrepareAugmentedBatch", "computes_in_bfloat16"]
