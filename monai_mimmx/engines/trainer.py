@@ -51,7 +51,7 @@ class MIMMXTrainer(SupervisedTrainer):
         task_names: keys of the outputs (``loss_<name>`` ..), the primary task first.
         loss_scaling: the tasks' losses to their factors gamma, such as
             :class:`~monai_mimmx.handlers.DynamicLossScaling`; ``None`` for 1.
-        dependence: f_y, f_z and y to dependence terms, such as :class:`~monai_mimmx.losses.BlockMutualInformation`;
+        dependence: f_y, f_z and labels to dependence terms, such as :class:`~monai_mimmx.losses.BlockMutualInformation`;
             ``None`` for none.
         dependence_optimizer: of the dependence term's parameters (and the weighter's, if given); ``None`` when it has
             none.
@@ -190,13 +190,12 @@ class MIMMXTrainer(SupervisedTrainer):
     def _terms(self, features: Tensor, attention: Tensor, labels: Tensor, detach_z: bool) -> Tensor:
         """The dependence terms of the samples whose primary label is known; 0 for fewer than two of them."""
         f_y, f_z = self._blocks(features.float(), attention.float())
-        y = labels[:, 0]
-        known = y >= 0
+        known = labels[:, 0] >= 0
         if not bool(known.all()):
-            f_y, f_z, y = f_y[known], f_z[known], y[known]
-        if len(y) < 2:
+            f_y, f_z, labels = f_y[known], f_z[known], labels[known]
+        if len(labels) < 2:
             return f_y.new_zeros(len(self.term_names))
-        return self.dependence(f_y, f_z.detach() if detach_z else f_z, y)  # type: ignore[misc]
+        return self.dependence(f_y, f_z.detach() if detach_z else f_z, labels)  # type: ignore[misc]
 
     def _next_fresh(self) -> tuple[Tensor, Tensor, Tensor]:
         """Detached features of a batch that the encoder has not seen in this iteration."""

@@ -1,6 +1,6 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""The dependence between the primary feature block and the spurious ones, the term that MIMM-X minimises."""
+"""What f_y tells of the spurious factors, the term that is minimised: MIMM-X's and those it is compared with."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from monai_mimmx.losses.dcor import distance_correlation
 from monai_mimmx.losses.mine import MINELoss
 
-__all__ = ["BlockDistanceCorrelation", "BlockMutualInformation", "make_dependence"]
+__all__ = ["BlockAdversary", "BlockDistanceCorrelation", "BlockMMD", "BlockMutualInformation", "make_dependence"]
+
+WITHOUT_DEPENDENCE = ("baseline", "rebalance", "groupdro")
 
 
 class BlockMutualInformation(nn.Module):
@@ -34,7 +37,7 @@ class BlockMutualInformation(nn.Module):
 
     Example:
         >>> dependence = BlockMutualInformation(8, factors=(0, 1))
-        >>> dependence(torch.randn(16, 8), torch.randn(16, 2, 8), torch.zeros(16, dtype=torch.long)).shape
+        >>> dependence(torch.randn(16, 8), torch.randn(16, 2, 8), torch.zeros(16, 3, dtype=torch.long)).shape
         torch.Size([2])
     """
 
@@ -72,17 +75,17 @@ class BlockMutualInformation(nn.Module):
             for group in groups
         )
 
-    def forward(self, f_y: Tensor, f_z: Tensor, y: Tensor) -> Tensor:
+    def forward(self, f_y: Tensor, f_z: Tensor, labels: Tensor) -> Tensor:
         """
         Args:
             f_y: primary feature block `(B, D)`.
             f_z: spurious feature blocks `(B, N, D)`.
-            y: primary labels `(B,)`; used when ``conditional``.
+            labels: class indices `(B, 1 + N)`; those of the primary task are used when ``conditional``.
 
         Returns:
             the estimates in nats, `(number of factors,)`, or `(1,)` for a joint estimator.
         """
-        condition = y if self.conditional else None
+        condition = labels[:, 0] if self.conditional else None
         return torch.stack(
             [
                 estimator(f_y, f_z[:, list(group)].flatten(1), condition)
@@ -103,7 +106,7 @@ class BlockDistanceCorrelation(nn.Module):
 
     Example:
         >>> f_y = torch.arange(6.0).unsqueeze(1)
-        >>> BlockDistanceCorrelation(factors=(0,))(f_y, -2 * f_y.unsqueeze(1), torch.zeros(6, dtype=torch.long))
+        >>> BlockDistanceCorrelation(factors=(0,))(f_y, -2 * f_y.unsqueeze(1), torch.zeros(6, 2, dtype=torch.long))
         tensor([1.])
     """
 
@@ -113,9 +116,144 @@ class BlockDistanceCorrelation(nn.Module):
             raise ValueError("factors must name at least one spurious factor.")
         self.factors = tuple(factors)
 
-    def forward(self, f_y: Tensor, f_z: Tensor, y: Tensor) -> Tensor:
-        """f_y `(B, D)` and f_z `(B, N, D)` to distance correlations `(number of factors,)`; y is not used."""
+    def forward(self, f_y: Tensor, f_z: Tensor, labels: Tensor) -> Tensor:
+        """f_y `(B, D)` and f_z `(B, N, D)` to distance correlations `(number of factors,)`; labels are not used."""
         return torch.stack([distance_correlation(f_y, f_z[:, i]) for i in self.factors])
+
+
+class BlockAdversary(nn.Module):
+    """
+    Discriminators that read each factor's label from f_y: what they gain over not looking, in nats.
+
+    With the encoder descending on what the discriminators ascend, this is adversarial debiasing. The gain
+    H(z_i) - cross-entropy is a lower bound of I(f_y; z_i), or of I(f_y; z_i | y) when ``conditional``.
+
+    Args:
+        feature_dim: width D of f_y.
+        num_classes: classes of each task, the primary task first.
+        conditional: the discriminators see y too.
+        hidden: widths of the hidden layers of each discriminator.
+
+    Example:
+        >>> adversary = BlockAdversary(8, (2, 2, 3))
+        >>> adversary(torch.randn(16, 8), torch.randn(16, 2, 8), torch.zeros(16, 3, dtype=torch.long)).shape
+        torch.Size([2])
+
+    Reference:
+        Ganin et al., Domain-Adversarial Training of Neural Networks, JMLR 2016; the bound: Barber and Agakov, The IM
+        Algorithm, NeurIPS 2003.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        num_classes: Sequence[int],
+        *,
+        conditional: bool = False,
+        hidden: Sequence[int] = (64, 64),
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.conditional = tuple(num_classes), conditional
+        self.factors = tuple(range(len(num_classes) - 1))
+        self.discriminators = nn.ModuleList()
+        for classes in num_classes[1:]:
+            widths = [feature_dim + (num_classes[0] if conditional else 0), *hidden]
+            layers: list[nn.Module] = []
+            for width, following in zip(widths, widths[1:], strict=False):
+                layers += [nn.Linear(width, following), nn.ReLU()]
+            self.discriminators.append(nn.Sequential(*layers, nn.Linear(widths[-1], classes)))
+
+    def forward(self, f_y: Tensor, f_z: Tensor, labels: Tensor) -> Tensor:
+        """
+        Args:
+            f_y: primary feature block `(B, D)`.
+            f_z: not used.
+            labels: class indices `(B, 1 + N)`; a factor's missing ones (-1) do not count.
+
+        Returns:
+            the gains in nats `(N,)`; 0 for a factor without any label.
+        """
+        y = labels[:, 0]
+        seen = torch.cat([f_y, F.one_hot(y, self.num_classes[0]).to(f_y.dtype)], 1) if self.conditional else f_y
+        gains = []
+        for discriminator, z, classes in zip(
+            self.discriminators, labels[:, 1:].unbind(1), self.num_classes[1:], strict=True
+        ):
+            known = z >= 0
+            if not bool(known.any()):
+                gains.append(f_y.new_zeros(()))
+                continue
+            z = z[known]
+            context = y[known] if self.conditional else torch.zeros_like(z)
+            counts = f_y.new_zeros(self.num_classes[0], classes)
+            counts.index_put_((context, z), torch.ones_like(z, dtype=counts.dtype), accumulate=True)
+            share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+            entropy = -share[context, z].log().mean()
+            gains.append(entropy - F.cross_entropy(discriminator(seen[known]), z))
+        return torch.stack(gains)
+
+
+class BlockMMD(nn.Module):
+    """
+    The squared maximum mean discrepancy of f_y between the classes of each factor, in [0, 2]; no parameters.
+
+    For every class of a factor, its samples are compared with those of the factor's other classes, within each class
+    of y when ``conditional``; the mean over these pairs is the term. The kernel is Gaussian, summed over several widths
+    around the median distance, so that no width has to be chosen. Time and memory grow with B * B.
+
+    Args:
+        num_classes: classes of each task, the primary task first.
+        conditional: compare within each class of y.
+
+    Example:
+        >>> f_y, labels = torch.randn(64, 2), torch.tensor([[0, 0], [0, 1]] * 32)
+        >>> shifted = f_y + 3 * labels[:, 1:]
+        >>> mmd = BlockMMD((2, 2))
+        >>> bool(mmd(shifted, shifted[:, None], labels) > 5 * mmd(f_y, f_y[:, None], labels))
+        True
+
+    Reference:
+        Gretton et al., A Kernel Two-Sample Test, JMLR 2012, equation 5 (biased, so never below 0).
+    """
+
+    SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
+
+    def __init__(self, num_classes: Sequence[int], *, conditional: bool = False) -> None:
+        super().__init__()
+        self.num_classes, self.conditional = tuple(num_classes), conditional
+        self.factors = tuple(range(len(num_classes) - 1))
+
+    def forward(self, f_y: Tensor, f_z: Tensor, labels: Tensor) -> Tensor:
+        """
+        Args:
+            f_y: primary feature block `(B, D)`.
+            f_z: not used.
+            labels: class indices `(B, 1 + N)`; a factor's missing ones (-1) do not count.
+
+        Returns:
+            the discrepancies `(N,)`; 0 for a factor of which no two classes are there to compare.
+        """
+        squared = torch.cdist(f_y, f_y, compute_mode="donot_use_mm_for_euclid_dist").square()
+        width = squared.detach().median().clamp(min=torch.finfo(squared.dtype).eps)
+        kernel = torch.stack([torch.exp(-squared / (scale * width)) for scale in self.SCALES]).mean(0)
+        y = labels[:, 0]
+        strata = [y == value for value in range(self.num_classes[0])] if self.conditional else [y >= 0]
+        terms = []
+        for z, classes in zip(labels[:, 1:].unbind(1), self.num_classes[1:], strict=True):
+            weights = []
+            for stratum in strata:
+                for value in range(classes if classes > 2 else 1):
+                    inside, outside = (
+                        (stratum & rows).to(kernel.dtype) for rows in (z == value, (z >= 0) & (z != value))
+                    )
+                    if bool(inside.any()) and bool(outside.any()):
+                        weights.append(inside / inside.sum() - outside / outside.sum())
+            if not weights:
+                terms.append(kernel.new_zeros(()))
+                continue
+            w = torch.stack(weights)
+            terms.append(((w @ kernel) * w).sum(1).clamp(min=0).mean())
+        return torch.stack(terms)
 
 
 def make_dependence(
@@ -133,16 +271,17 @@ def make_dependence(
 
     Args:
         method: ``"mimmx"`` (MINE on every factor), ``"mimm"`` (MINE on the first factor only), ``"dcor"`` (distance
-            correlation on every factor), ``"baseline"`` or ``"rebalance"`` (none).
+            correlation on every factor), ``"adversarial"`` (discriminators of every factor), ``"mmd"`` (maximum mean
+            discrepancy between every factor's classes), ``"baseline"``, ``"rebalance"`` or ``"groupdro"`` (none).
         feature_dim: width D of every feature block.
         num_classes: classes of each task, the primary task first.
         estimator: ``"per_factor"`` or ``"joint"``, see :class:`BlockMutualInformation`.
-        conditional: whether MI is estimated within each class of y.
+        conditional: whether the term is that within each class of y; without effect for ``"dcor"``.
         negatives: product pairs per sample.
-        hidden: widths of the hidden layers of each statistics network.
+        hidden: widths of the hidden layers of each statistics network or discriminator.
 
     Returns:
-        a module from f_y `(B, D)`, f_z `(B, N, D)` and y `(B,)` to the terms, or ``None``.
+        a module from f_y `(B, D)`, f_z `(B, N, D)` and labels `(B, 1 + N)` to the terms, or ``None``.
 
     Raises:
         ValueError: for an unknown method.
@@ -166,6 +305,11 @@ def make_dependence(
         )
     if method == "dcor":
         return BlockDistanceCorrelation(factors=factors)
-    if method in ("baseline", "rebalance"):
+    if method == "adversarial":
+        return BlockAdversary(feature_dim, num_classes, conditional=conditional, hidden=hidden)
+    if method == "mmd":
+        return BlockMMD(num_classes, conditional=conditional)
+    if method in WITHOUT_DEPENDENCE:
         return None
-    raise ValueError(f"method must be 'mimmx', 'mimm', 'dcor', 'baseline' or 'rebalance', got {method!r}.")
+    known = ", ".join(map(repr, ("mimmx", "mimm", "dcor", "adversarial", "mmd", *WITHOUT_DEPENDENCE)))
+    raise ValueError(f"method must be one of {known}, got {method!r}.")

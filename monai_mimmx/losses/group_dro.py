@@ -1,0 +1,82 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Group distributionally robust optimisation of the primary task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from monai_mimmx.losses.multi_task import MultiTaskCrossEntropy
+
+__all__ = ["GroupDROCrossEntropy"]
+
+
+class GroupDROCrossEntropy(nn.Module):
+    r"""
+    The losses of :class:`MultiTaskCrossEntropy`, with the primary task's weighted towards the groups that fare worst.
+
+    Groups are the cells (y, z_1 .. z_N). With L_g the mean cross-entropy of group g in the batch,
+
+    .. math:: q_g \leftarrow q_g \exp(\eta L_g) / \textstyle\sum_h q_h \exp(\eta L_h), \qquad L_0 = \sum_g q_g L_g .
+
+    Args:
+        num_classes: classes of each task, the primary task first.
+        step_size: eta, above 0.
+
+    Raises:
+        ValueError: for a step_size that is not above 0.
+
+    The buffer ``weights`` holds q, one entry per group in the order of the cells, and is part of the state.
+
+    Example:
+        >>> loss = GroupDROCrossEntropy((2, 2), step_size=1.0)
+        >>> _ = loss(torch.tensor([[9.0, 0, 0, 0]] * 2), torch.tensor([[0, 0], [1, 0]]))
+        >>> int(loss.weights.argmax())  # the group (y=1, z=0)
+        2
+
+    Reference:
+        Sagawa et al., Distributionally Robust Neural Networks for Group Shifts, ICLR 2020, algorithm 1.
+    """
+
+    weights: Tensor
+
+    def __init__(self, num_classes: Sequence[int], *, step_size: float = 0.01) -> None:
+        super().__init__()
+        if not step_size > 0:
+            raise ValueError(f"step_size must be above 0, got {step_size}.")
+        self.tasks = MultiTaskCrossEntropy(num_classes, reduction="none")
+        self.num_classes, self.step_size = tuple(num_classes), step_size
+        groups = math.prod(num_classes)
+        self.register_buffer("weights", torch.full((groups,), 1.0 / groups))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """
+        Args:
+            logits: `(B, sum of num_classes)`, task after task.
+            labels: class indices `(B, 1 + N)`; -1 where a label is missing. Samples that miss one have no group and
+                do not count for the primary task.
+
+        Returns:
+            the losses `(1 + N,)`; that of the primary task is its plain mean where no sample has a group.
+        """
+        losses = self.tasks(logits, labels)
+        grouped = (labels >= 0).all(1)
+        if not bool(grouped.any()):
+            return losses
+        members = torch.zeros(len(labels), dtype=torch.long, device=labels.device)
+        for label, classes in zip(labels.unbind(1), self.num_classes, strict=True):
+            members = members * classes + label
+        members = members[grouped]
+        each = F.cross_entropy(logits[grouped, : self.num_classes[0]].float(), labels[grouped, 0], reduction="none")
+        zeros = each.new_zeros(len(self.weights))
+        counts = zeros.index_add(0, members, torch.ones_like(each))
+        group_losses = zeros.index_add(0, members, each) / counts.clamp(min=1)
+        with torch.no_grad():
+            weights = self.weights.to(each.device) * (self.step_size * group_losses).exp()
+            self.weights = weights / weights.sum()
+        return torch.cat([(self.weights * group_losses).sum().unsqueeze(0), losses[1:]])

@@ -1,0 +1,72 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from monai_mimmx.losses import GroupDROCrossEntropy, MultiTaskCrossEntropy
+
+CLASSES = (2, 3)
+
+
+def batch(seed, size=24):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.stack([torch.randint(c, (size,), generator=generator) for c in CLASSES], 1)
+    return torch.randn(size, 5, generator=generator), labels
+
+
+def test_against_the_algorithm_by_hand():
+    loss, weights = GroupDROCrossEntropy(CLASSES, step_size=0.5), np.full(6, 1 / 6)
+    for seed in range(4):
+        logits, labels = batch(seed)
+        labels[labels[:, 1] == seed % 3, 1] = (seed + 1) % 3  # a class of z is absent
+        values = loss(logits, labels)
+        each = F.cross_entropy(logits[:, :2], labels[:, 0], reduction="none").numpy()
+        group_losses = np.zeros(6)
+        for y in range(2):
+            for z in range(3):
+                inside = ((labels[:, 0] == y) & (labels[:, 1] == z)).numpy()
+                group_losses[3 * y + z] = each[inside].mean() if inside.any() else 0.0
+        weights = weights * np.exp(0.5 * group_losses)
+        weights /= weights.sum()
+        assert values[0].item() == pytest.approx((weights * group_losses).sum(), abs=1e-6)
+        assert values[1].item() == pytest.approx(MultiTaskCrossEntropy(CLASSES, reduction="none")(logits, labels)[1])
+        np.testing.assert_allclose(loss.weights, weights, rtol=1e-5)
+
+
+def test_samples_without_a_group_do_not_count():
+    logits, labels = batch(0)
+    labels[5:, 1] = -1
+    known, all_rows = GroupDROCrossEntropy(CLASSES), GroupDROCrossEntropy(CLASSES)
+    assert torch.allclose(known(logits[:5], labels[:5])[0], all_rows(logits, labels)[0])
+    labels[:, 1] = -1
+    plain = MultiTaskCrossEntropy(CLASSES, reduction="none")(logits, labels)
+    before = all_rows.weights.clone()
+    assert torch.equal(all_rows(logits, labels), plain) and torch.equal(all_rows.weights, before)
+
+
+def test_the_weights_are_saved():
+    loss = GroupDROCrossEntropy(CLASSES, step_size=1.0)
+    loss(*batch(0))
+    other = GroupDROCrossEntropy(CLASSES)
+    other.load_state_dict(loss.state_dict())
+    assert torch.equal(other.weights, loss.weights) and not torch.allclose(loss.weights, torch.full((6,), 1 / 6))
+
+
+def test_gradient_follows_the_weights():
+    logits, labels = batch(1)
+    logits.requires_grad_()
+    loss = GroupDROCrossEntropy(CLASSES)
+    loss(logits, labels)[0].backward()
+    probabilities = logits.detach()[:, :2].softmax(1) - F.one_hot(labels[:, 0], 2)
+    group = 3 * labels[:, 0] + labels[:, 1]
+    expected = probabilities * (loss.weights / group.bincount(minlength=6).clamp(min=1))[group][:, None]
+    torch.testing.assert_close(logits.grad[:, :2], expected)
+
+
+def test_refusal():
+    with pytest.raises(ValueError, match="step_size must be above 0, got 0"):
+        GroupDROCrossEntropy(CLASSES, step_size=0)
