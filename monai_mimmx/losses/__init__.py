@@ -10,7 +10,7 @@ from monai_mimmx.losses.dependence import (
     BlockMutualInformation,
     make_dependence,
 )
-from monai_mimmx.losses.group_dro import GroupDROCrossEntropy
+from monai_mimmx.losses.group_dro import GroupDROCrossEntropy, make_task_loss
 from monai_mimmx.losses.mine import MINELoss, donsker_varadhan, product_partners
 from monai_mimmx.losses.multi_task import MultiTaskCrossEntropy
 
@@ -26,5 +26,6 @@ __all__ = [
     "distance_correlation",
     "donsker_varadhan",
     "make_dependence",
+    "make_task_loss",
     "product_partners",
 ]

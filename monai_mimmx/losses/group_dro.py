@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from monai_mimmx.losses.multi_task import MultiTaskCrossEntropy
 
-__all__ = ["GroupDROCrossEntropy"]
+__all__ = ["GroupDROCrossEntropy", "make_task_loss"]
 
 
 class GroupDROCrossEntropy(nn.Module):
@@ -80,3 +80,20 @@ class GroupDROCrossEntropy(nn.Module):
             weights = self.weights.to(each.device) * (self.step_size * group_losses).exp()
             self.weights = weights / weights.sum()
         return torch.cat([(self.weights * group_losses).sum().unsqueeze(0), losses[1:]])
+
+
+def make_task_loss(method: str, num_classes: Sequence[int]) -> nn.Module:
+    """
+    The tasks' losses of a named method, one value per task.
+
+    Args:
+        method: ``"groupdro"`` weighs groups in the primary task's loss; all others do not.
+        num_classes: classes of each task, the primary task first.
+
+    Example:
+        >>> type(make_task_loss("groupdro", (2, 2))).__name__, type(make_task_loss("mimmx", (2, 2))).__name__
+        ('GroupDROCrossEntropy', 'MultiTaskCrossEntropy')
+    """
+    if method == "groupdro":
+        return GroupDROCrossEntropy(num_classes)
+    return MultiTaskCrossEntropy(num_classes, reduction="none")
