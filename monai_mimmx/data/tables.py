@@ -372,8 +372,8 @@ def read_table(
         if missing := [name for name in required if name not in table.columns]:
             raise ValueError(f"{path} has no column {missing[0]!r}: it has {', '.join(map(repr, table.columns))}")
         if table.empty:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in excluded.items())
-            raise ValueError(f"{path}: no row of {total} is left; excluded: {reasons}")
+            left_out = ", ".join(f"{count} {reason}" for reason, count in excluded.items())
+            raise ValueError(f"{path}: no row of {total} is left; excluded: {left_out}")
     for column in (image_column, subject_column):
         if table[column].isna().any():
             line = table.index[table[column].isna()][0]

@@ -25,5 +25,5 @@ def computes_in_bfloat16(device: torch.device | str) -> bool:
     """
     if torch.device(device).type != "cpu":
         return False
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
