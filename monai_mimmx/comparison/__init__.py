@@ -4,7 +4,7 @@
 
 from monai_mimmx.comparison.methods import method_options
 from monai_mimmx.comparison.runner import PlannedRun, execute_runs, plan_runs
-from monai_mimmx.comparison.tables import collect_rows, format_tables, summarise
+from monai_mimmx.comparison.tables import collect_rows, format_tables, paired_differences, summarise
 
 __all__ = [
     "PlannedRun",
@@ -12,6 +12,7 @@ __all__ = [
     "execute_runs",
     "format_tables",
     "method_options",
+    "paired_differences",
     "plan_runs",
     "summarise",
 ]

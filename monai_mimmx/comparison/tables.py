@@ -16,7 +16,7 @@ from scipy import stats
 
 from monai_mimmx.comparison.methods import METHODS
 
-__all__ = ["collect_rows", "format_tables", "summarise"]
+__all__ = ["collect_rows", "format_tables", "paired_differences", "summarise"]
 
 KEPT = ("accuracy", "auroc", "worst_group", "cell_balanced_accuracy", "drop_val_inv", "probe", "probes", "mi", "epochs")
 
@@ -111,6 +111,47 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return summaries
 
 
+def paired_differences(
+    rows: Sequence[Mapping[str, Any]], reference: str, path: Sequence[str], *, size: bool = False
+) -> dict[tuple[str, float | None], tuple[float, float]]:
+    """
+    What each method scores above a reference method with the same seed and agreement.
+
+    Runs of one seed share the subjects, the initial weights of what both have, and the order of the batches, so that
+    the difference varies less than either score.
+
+    Args:
+        rows: of `collect_rows`; failed ones are left out.
+        reference: name of the method that is subtracted.
+        path: keys of the score, such as `("accuracy", "inv", "y")`.
+        size: compare absolute values, for a signed score such as the gap.
+
+    Returns:
+        (name, agreement) to mean and half the 95 % interval over seeds (NaN for one), for methods that share a seed
+        with the reference.
+
+    Example:
+        >>> rows = [{"name": n, "seed": s, "agreement": None, "mi": v} for n, s, v in [("a", 0, 0.5), ("b", 0, 0.2), ("b", 1, 9.0)]]
+        >>> round(paired_differences(rows, "b", ("mi",))["a", None][0], 3)
+        0.3
+    """
+
+    def score(row: Mapping[str, Any]) -> float:
+        value: Any = row
+        for key in path:
+            value = value[key]
+        return abs(value) if size else value
+
+    done = [row for row in rows if "error" not in row]
+    references = {(row.get("agreement"), row["seed"]): score(row) for row in done if row["name"] == reference}
+    found: dict[tuple[str, float | None], list[float]] = {}
+    for row in done:
+        key = (row.get("agreement"), row["seed"])
+        if row["name"] != reference and key in references:
+            found.setdefault((row["name"], row.get("agreement")), []).append(score(row) - references[key])
+    return {key: _interval(values) for key, values in found.items()}
+
+
 def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], float]]:
     found = []
     for key, value in tree.items():
@@ -142,7 +183,9 @@ def format_tables(rows: Sequence[Mapping[str, Any]]) -> str:
         rows: of `collect_rows`.
 
     Returns:
-        Two tables in per cent, mean ± half the 95 % interval over seeds, a line per method; failed runs are named.
+        Tables in per cent, mean ± half the 95 % interval over seeds, a line per method; a third one, of differences to
+        rebalancing (or else the baseline) with the same seed, where there is more than one method. Failed runs are
+        named.
 
     Example:
         `print(format_tables(collect_rows("out/brain_age")))`
@@ -196,7 +239,36 @@ def format_tables(rows: Sequence[Mapping[str, Any]]) -> str:
         "What fresh linear probes (and kNN) read from each feature block on Bal, in %.",
         _markdown(header, lines),
     ]
+    if differences := _differences(done):
+        parts += differences
     failed = [f"{row['name']} seed {row['seed']}: {row['error']}" for row in rows if "error" in row]
     if failed:
         parts.append("Failed runs: " + "; ".join(failed))
     return "\n\n".join(parts)
+
+
+def _differences(done: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The table of paired differences with its title; nothing where there is no pair."""
+    names = {row["name"] for row in done}
+    reference = "rebalance" if "rebalance" in names else "baseline"
+    scores = {
+        "y Val": ("accuracy", "val", "y"),
+        "y Inv": ("accuracy", "inv", "y"),
+        "y Bal": ("accuracy", "bal", "y"),
+        "size of y Val - Inv": ("drop_val_inv",),
+        "worst group Bal": ("worst_group", "bal", "accuracy"),
+    }
+    columns = [paired_differences(done, reference, path, size=path == ("drop_val_inv",)) for path in scores.values()]
+    if not columns[0]:
+        return []
+    lines = []
+    for name, agreement in columns[0]:
+        texts = []
+        for column in columns:
+            mean, half = column[name, agreement]
+            texts.append(f"{100 * mean:+.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}"))
+        lines.append([name + ("" if agreement is None else f" @ {agreement:g}"), *texts])
+    return [
+        f"Difference to `{reference}` with the same seed, in points, mean ± half the 95 % interval over seeds.",
+        _markdown(["method", *scores], lines),
+    ]

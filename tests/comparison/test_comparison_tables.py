@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from monai_mimmx.comparison import format_tables, summarise
+from monai_mimmx.comparison import format_tables, paired_differences, summarise
 
 
 def row(name, seed, inv, **more):
@@ -54,3 +54,20 @@ def test_agreements_are_rows_of_their_own():
 
 def test_nothing_finished():
     assert "No run finished: a seed 0: x" in format_tables([{"name": "a", "seed": 0, "error": "x"}])
+
+
+def test_differences_are_paired_by_seed():
+    rows = [row("rebalance", seed, inv) for seed, inv in enumerate((0.60, 0.70, 0.80))]
+    rows += [row("mimmx", seed, inv) for seed, inv in enumerate((0.62, 0.73, 0.84))] + [row("mimmx", 7, 0.1)]
+    mean, half = paired_differences(rows, "rebalance", ("accuracy", "inv", "y"))["mimmx", None]
+    assert mean == pytest.approx(0.03) and half == pytest.approx(4.302653 * 0.01 / math.sqrt(3), rel=1e-6)
+    over = [row("rebalance", 0, 0.95), row("mimmx", 0, 0.87)]  # gaps -0.05 and +0.03
+    assert paired_differences(over, "rebalance", ("drop_val_inv",), size=True)["mimmx", None][0] == pytest.approx(-0.02)
+    assert "Difference to `rebalance` with the same seed" in format_tables(rows)
+    assert "| mimmx | +0.0 ± 0.0 | +3.0 ± 2.5 | +0.0 ± 0.0 | -3.0 ± 2.5 | +0.0 ± 0.0 |" in format_tables(rows)
+
+
+def test_differences_need_a_pair():
+    assert "Difference" not in format_tables([row("a", 0, 0.5)])
+    apart = [row("baseline", 0, 0.5), row("mimmx", 1, 0.8)]
+    assert "Difference" not in format_tables(apart) and paired_differences(apart, "baseline", ("drop_val_inv",)) == {}
