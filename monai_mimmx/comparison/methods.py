@@ -16,6 +16,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "baseline_dls_caw": {"method": "baseline", "dls": True, "caw": True},
     "rebalance": {"method": "rebalance"},
     "groupdro": {"method": "groupdro"},
+    "dfr": {"method": "dfr"},
     "dcor": {"method": "dcor"},
     "mmd": {"method": "mmd"},
     "mmd_conditional": {"method": "mmd", "conditional": True},

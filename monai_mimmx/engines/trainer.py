@@ -174,6 +174,12 @@ class MIMMXTrainer(SupervisedTrainer):
             for tensor in dependence.state_dict().values():  # type: ignore[union-attr]
                 tensor.copy_(idist.broadcast(tensor, src=0))
 
+    def run(self) -> None:
+        """Train for the epochs that remain."""
+        with warnings.catch_warnings():  # here MONAI makes it anew
+            warnings.filterwarnings("ignore", message=".*GradScaler")
+            super().run()
+
     def current_lambda(self) -> float:
         """The weight of the dependence term in the current epoch."""
         if self.lambda_warmup == 0:

@@ -6,6 +6,7 @@ from monai_mimmx.evaluation.embedding import tsne
 from monai_mimmx.evaluation.predictions import Predictions, collect_predictions
 from monai_mimmx.evaluation.probes import probe_matrix
 from monai_mimmx.evaluation.protocol import ExperimentEvaluation
+from monai_mimmx.evaluation.refit import refit_last_layer
 from monai_mimmx.evaluation.scores import (
     accuracy,
     auroc,
@@ -34,6 +35,7 @@ __all__ = [
     "format_score_table",
     "group_accuracies",
     "probe_matrix",
+    "refit_last_layer",
     "score_table",
     "switched_labels",
     "tsne",

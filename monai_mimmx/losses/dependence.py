@@ -15,7 +15,7 @@ from monai_mimmx.losses.mine import MINELoss
 
 __all__ = ["BlockAdversary", "BlockDistanceCorrelation", "BlockMMD", "BlockMutualInformation", "make_dependence"]
 
-WITHOUT_DEPENDENCE = ("baseline", "rebalance", "groupdro")
+WITHOUT_DEPENDENCE = ("baseline", "rebalance", "groupdro", "dfr")
 
 
 class BlockMutualInformation(nn.Module):
@@ -272,7 +272,8 @@ def make_dependence(
     Args:
         method: ``"mimmx"`` (MINE on every factor), ``"mimm"`` (MINE on the first factor only), ``"dcor"`` (distance
             correlation on every factor), ``"adversarial"`` (discriminators of every factor), ``"mmd"`` (maximum mean
-            discrepancy between every factor's classes), ``"baseline"``, ``"rebalance"`` or ``"groupdro"`` (none).
+            discrepancy between every factor's classes), ``"baseline"``, ``"rebalance"``, ``"groupdro"`` or
+            ``"dfr"`` (none).
         feature_dim: width D of every feature block.
         num_classes: classes of each task, the primary task first.
         estimator: ``"per_factor"`` or ``"joint"``, see :class:`BlockMutualInformation`.

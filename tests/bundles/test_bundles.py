@@ -136,7 +136,7 @@ def test_inference_writes_probabilities_and_attention(bundle, trained, folders, 
         assert len(numbers) == 3 * tasks - 1 and sum(numbers) == pytest.approx(tasks + 1, abs=1e-4)
 
 
-@pytest.mark.parametrize("method", ["baseline", "rebalance", "groupdro", "mimm", "dcor", "mmd", "adversarial"])
+@pytest.mark.parametrize("method", ["baseline", "rebalance", "groupdro", "dfr", "mimm", "dcor", "mmd", "adversarial"])
 def test_every_method_runs(method, folders, tmp_path):
     metrics = train("brain_age", folders, tmp_path, method=method, epochs=1)
     assert metrics["method"] == method

@@ -411,8 +411,9 @@ class TestMonaiOptions:
     def test_autocast(self, caw):
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # MONAI's own, which a user could do nothing about
+            warnings.simplefilter("error", FutureWarning)
             trainer = make_trainer(amp=True, amp_kwargs={"dtype": torch.bfloat16}, caw=caw, feature_batches=0)
-        trainer.run()
+            trainer.run()
         output = trainer.state.output
         assert output["pred"].dtype == torch.bfloat16 and output["mi"].dtype == torch.float32
         assert bool(torch.isfinite(output["loss"]))

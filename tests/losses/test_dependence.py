@@ -214,11 +214,11 @@ class TestMakeDependence:
         assert module.groups == ((0, 1),) and estimator.class_layer.num_embeddings == 3
         assert estimator.negatives == 2 and estimator.x_layer.out_features == 9
 
-    @pytest.mark.parametrize("method", ["baseline", "rebalance", "groupdro"])
+    @pytest.mark.parametrize("method", ["baseline", "rebalance", "groupdro", "dfr"])
     def test_methods_without_a_term(self, method):
         assert make_dependence(method, 4, (2, 2)) is None
 
     def test_unknown_method(self):
-        message = "method must be one of .mimmx., .*, .groupdro., got .erm."
+        message = "method must be one of .mimmx., .*, .dfr., got .erm."
         with pytest.raises(ValueError, match=message):
             make_dependence("erm", 4, (2, 2))

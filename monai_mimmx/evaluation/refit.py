@@ -1,0 +1,160 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Deep feature reweighting: the primary head fitted anew on balanced held-out features of a finished network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.networks.utils import eval_mode
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from monai_mimmx.data import CachedImages, keep_batch
+from monai_mimmx.data.splits import cell_index
+from monai_mimmx.evaluation.protocol import load_model
+from monai_mimmx.networks import MIMMXNet
+
+__all__ = ["refit_last_layer"]
+
+STRENGTHS = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
+"""Inverse L1 penalties that are tried, as in the reference."""
+
+
+def _balanced(cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As many rows of every populated cell as the rarest one has, drawn without replacement."""
+    values, counts = np.unique(cells, return_counts=True)
+    return np.concatenate([rng.permutation(np.flatnonzero(cells == value))[: counts.min()] for value in values])
+
+
+def _fit(features: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients `(k, F)` and intercepts `(k,)`, k the number of classes, or 1 for two classes."""
+    solver = "liblinear" if len(np.unique(y)) == 2 else "saga"
+    # scikit-learn 1.8 names the penalty by l1_ratio and warns of the older argument.
+    kind = {"l1_ratio": 1} if "deprecated" in str(LogisticRegression().penalty) else {"penalty": "l1"}
+    model = LogisticRegression(**kind, C=strength, solver=solver, max_iter=1000, random_state=0)
+    model.fit(features, y)
+    return model.coef_, model.intercept_
+
+
+def _worst_cell(logits: np.ndarray, y: np.ndarray, cells: np.ndarray) -> float:
+    predicted = logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).astype(int)
+    return min(float((predicted == y)[cells == value].mean()) for value in np.unique(cells))
+
+
+@torch.no_grad()
+def _encode(network: MIMMXNet, data: CachedImages, device: torch.device | str) -> tuple[np.ndarray, np.ndarray]:
+    outputs: list[Tensor] = []
+    labels: list[Tensor] = []
+    with eval_mode(network):
+        for batch in DataLoader(data, batch_size=250, collate_fn=keep_batch):
+            outputs.append(network.encoder(batch["image"].to(device)).float().cpu())
+            labels.append(batch["label"])
+    return torch.cat(outputs).double().numpy(), torch.cat(labels).numpy()
+
+
+def refit_last_layer(
+    network: MIMMXNet,
+    data: CachedImages,
+    checkpoint: str | os.PathLike[str],
+    *,
+    num_classes: Sequence[int],
+    device: torch.device | str,
+    draws: int = 10,
+    seed: int = 0,
+) -> float:
+    """
+    Replace the primary head of a trained network by a logistic regression on its encoder's output, and save it.
+
+    The regression (L1 penalty, standardised features) is fitted on `draws` subsets in which every (y, z) cell has as
+    many rows as the rarest one, and averaged. The penalty is the one with the best worst-cell accuracy over two folds.
+    The primary feature block then holds the new logits. Nothing else of the network changes.
+
+    Args:
+        network: whose architecture fits the checkpoint; it ends with the new weights.
+        data: held-out data, correlated as in training, such as the select subset.
+        checkpoint: file that is read and then replaced.
+        num_classes: classes of each task, the primary task first.
+        device: where the network is.
+        draws: balanced subsets to average over, 1 or more.
+        seed: of the subsets.
+
+    Returns:
+        The inverse penalty that was chosen.
+
+    Raises:
+        ValueError: where a class of y is missing or a cell has fewer than two rows, or the feature block is too narrow
+            for the logits of three or more classes.
+
+    Example:
+        `refit_last_layer(network, images["select"], "output/models/model.pt", num_classes=(2, 2, 2), device="cpu")`
+
+    Reference:
+        Kirichenko et al., Last Layer Re-Training is Sufficient for Robustness to Spurious Correlations, ICLR 2023.
+    """
+    if draws < 1:
+        raise ValueError(f"draws must be 1 or more, got {draws}.")
+    width = 1 if num_classes[0] == 2 else num_classes[0]
+    if network.feature_dim < width:
+        raise ValueError(
+            f"the logits of {num_classes[0]} classes need feature_dim {width} or more, got {network.feature_dim}."
+        )
+    load_model(network, Path(checkpoint))
+    features, labels = _encode(network, data, device)
+    cells = cell_index(labels, num_classes)
+    features, labels, cells = features[cells >= 0], labels[cells >= 0], cells[cells >= 0]
+    y = labels[:, 0]
+    if len(np.unique(y)) < num_classes[0]:
+        raise ValueError(f"every class of the primary task needs rows in the data to refit on, got {np.unique(y)}.")
+    if np.unique(cells, return_counts=True)[1].min() < 2:
+        raise ValueError("every (y, z) cell needs 2 or more rows in the data to refit on: give it more rows.")
+    mean, scale = features.mean(0), features.std(0)
+    scale[scale < 1e-12] = 1.0
+    standard = (features - mean) / scale
+    rng = np.random.default_rng(seed)
+
+    scores = np.zeros(len(STRENGTHS))
+    for fit, score in StratifiedKFold(2, shuffle=True, random_state=seed).split(standard, cells):
+        rows = fit[_balanced(cells[fit], rng)]
+        for place, strength in enumerate(STRENGTHS):
+            coefficients, intercepts = _fit(standard[rows], y[rows], strength)
+            scores[place] += _worst_cell(standard[score] @ coefficients.T + intercepts, y[score], cells[score])
+    strength = STRENGTHS[int(scores.argmax())]
+
+    fits = []
+    for _ in range(draws):
+        rows = _balanced(cells, rng)
+        fits.append(_fit(standard[rows], y[rows], strength))
+    coefficients, intercepts = (np.mean(parts, axis=0) for parts in zip(*fits, strict=True))
+    weight = coefficients / scale
+    _write(network, weight, intercepts - weight @ mean)
+    part = Path(checkpoint).with_name(Path(checkpoint).name + ".part")
+    torch.save(network.state_dict(), part)
+    part.replace(checkpoint)
+    return strength
+
+
+@torch.no_grad()
+def _write(network: MIMMXNet, weight: np.ndarray, bias: np.ndarray) -> None:
+    """Make the first entries of f_y the new logits, the others 0, and the head hand them on."""
+    block = slice(0, network.feature_dim)
+    rows = len(weight)
+    projection, standardize, head = network.projection, network.standardize, network.heads[0]
+    for values in (projection.weight, projection.bias):
+        values[block] = 0
+    projection.weight[:rows] = torch.from_numpy(weight).to(projection.weight)
+    projection.bias[:rows] = torch.from_numpy(bias).to(projection.bias)
+    standardize.running_mean[block] = 0
+    standardize.running_var[block] = 1 - standardize.eps
+    head.weight.zero_()
+    head.bias.zero_()
+    if rows == 1:
+        head.weight[:, 0] = torch.tensor([-0.5, 0.5])
+    else:
+        head.weight[:, :rows] = torch.eye(rows)
