@@ -147,7 +147,7 @@ def films_table(films):
         (
             lambda t: t.assign(Path="CheXpert-v1.0/train/" + t.Path.str.split("/").str[-3] + "/x.jpg"),
             FileNotFoundError,
-            r"train.csv: 614 of 786 image files do not exist: .*x\.jpg, .*x\.jpg, .*x\.jpg, \.\.\. ",
+            r"train.csv: \d+ of \d+ image files do not exist: .*x\.jpg, .*x\.jpg, .*x\.jpg, \.\.\. ",
         ),
         (lambda t: t.assign(Path="a.jpg"), ValueError, "expected a Path with a patient, such as .*, got 'a.jpg'"),
         (lambda t: t.assign(Age="unknown"), ValueError, "train.csv, line 2, column 'Age': .* 'unknown'"),
@@ -155,17 +155,17 @@ def films_table(films):
         (
             lambda t: t.assign(Sex="Unknown"),
             ValueError,
-            "no row of 944 is left; excluded: 45 not a frontal view, 899 Sex is Unknown",
+            r"no row of \d+ is left; excluded: \d+ not a frontal view, \d+ Sex is Unknown",
         ),
         (
             lambda t: t.assign(**{"Pleural Effusion": -1.0}),
             ValueError,
-            r"no row of 944 is left; excluded: .*\d+ Pleural Effusion is uncertain",
+            r"no row of \d+ is left; excluded: .*\d+ Pleural Effusion is uncertain",
         ),
         (
             lambda t: t.assign(**{"Frontal/Lateral": "Lateral"}),
             ValueError,
-            "no row of 944 is left; excluded: 944 not a frontal view",
+            r"no row of (\d+) is left; excluded: \1 not a frontal view",
         ),
     ],
 )
