@@ -21,6 +21,20 @@ from torch.optim import Optimizer
 __all__ = ["MIMMXTrainer"]
 
 
+def _gather(values: Tensor) -> Tensor:
+    """
+    The rows of all processes, in the order of their ranks.
+
+    Its backward sums what every process has for these rows; DistributedDataParallel then divides by their number, which
+    leaves the gradient of one joint batch.
+    """
+    if idist.get_world_size() == 1:
+        return values
+    from torch.distributed.nn import all_gather  # absent where PyTorch was built without torch.distributed
+
+    return torch.cat(all_gather(values.contiguous()))
+
+
 class MIMMXTrainer(SupervisedTrainer):
     r"""
     A :class:`~monai.engines.SupervisedTrainer` that minimises
@@ -35,9 +49,12 @@ class MIMMXTrainer(SupervisedTrainer):
     the estimator, to MAXIMISE sum_i w_i I_i plus ``attention_temperature`` times the entropy of its weights, which
     draws it to the factors with the highest estimate.
 
-    In a process group wrap only the network in DistributedDataParallel: the trainer averages the gradients of the
-    dependence term and the weighter itself, and starts every process from the dependence term of the first. With a
-    weighter that is part of the network, DistributedDataParallel needs ``find_unused_parameters=True``.
+    In a process group wrap only the network in DistributedDataParallel. The dependence is estimated on the features of
+    all processes together, whose batches must be equal in size, and its gradient is that of the joint batch. The
+    trainer averages the gradients of the dependence term and the weighter itself, and starts every process from the
+    dependence term of the first. With a weighter that is part of the network, DistributedDataParallel needs
+    ``find_unused_parameters=True``. Batch normalization sees one process's batch only, unless it is converted to
+    :class:`torch.nn.SyncBatchNorm`.
 
     Args:
         device: where to train.
@@ -220,7 +237,7 @@ class MIMMXTrainer(SupervisedTrainer):
     def _update_estimator(self) -> None:
         """One ascent step of the estimator, and of the weighter with it."""
         if self.feature_batches == 0:
-            features, attention, labels = self._next_fresh()
+            features, attention, labels = (_gather(part) for part in self._next_fresh())
         else:
             stored = list(self._features)
             features, attention, labels = (torch.cat(parts) for parts in zip(*stored, strict=True))
@@ -314,6 +331,7 @@ class MIMMXTrainer(SupervisedTrainer):
         self, features: Tensor, attention: Tensor, labels: Tensor, output: dict[str, Tensor]
     ) -> Tensor:
         """Train the estimator, then return lambda times the weighted dependence terms, with the estimator frozen."""
+        features, attention, labels = _gather(features), _gather(attention), _gather(labels)
         if self.dependence_optimizer is not None:
             self._features.append((features.detach().float(), attention.detach().float(), labels))
             for _ in range(self.n_b):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ class WeightAveraging:
 
     The adversarial game between features and estimator makes single iterates swing, and running statistics lag
     behind weights that move; the average with fresh statistics does neither. Attach it to the trainer BEFORE the
-    handler that starts a validation, and give :attr:`averaged` to the evaluator and the checkpoint.
+    handler that starts a validation, and give :attr:`averaged` to the evaluator and the checkpoint. In a process group
+    the statistics are those of the batches of all processes.
 
     Args:
         network: the network in training.
@@ -99,6 +101,11 @@ class WeightAveraging:
         with self.averaged.register_forward_pre_hook(_only_norms_train):
             update_bn(batches, self.averaged)
         self.averaged.eval()
+        if (processes := idist.get_world_size()) > 1:
+            for name, statistic in self.averaged.named_buffers():
+                if name.endswith(("running_mean", "running_var")):
+                    total: Any = idist.all_reduce(statistic.clone())
+                    statistic.copy_(total / processes)
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged weights, their statistics and the number of updates."""

@@ -559,5 +559,76 @@ def test_two_processes_keep_the_same_weights(tmp_path):
     assert not equal(first["dependence"], weights(alone.dependence))
 
 
+class Blocks(nn.Module):
+    """A network without batch normalization, whose features depend on one image only."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 12)
+        self.head = nn.Linear(12, 6)
+
+    def forward(self, x, return_features=False):
+        features = torch.tanh(self.layer(x.flatten(1)[:, :4])).view(-1, 3, 4)
+        logits = self.head(features.flatten(1))
+        return (logits, features, features.new_full((len(x), 2), 0.5)) if return_features else logits
+
+
+def gradient_of_a_step(batch, *, wrap):
+    """The network's gradient of one step with all product pairs, so that no negatives are drawn."""
+    torch.manual_seed(0)
+    network = Blocks()
+    dependence = BlockMutualInformation(4, factors=(0, 1), negatives=99)
+    optimizer = torch.optim.SGD(dependence.parameters(), lr=0.1)
+    wrapped = nn.parallel.DistributedDataParallel(network) if wrap else network
+    trainer = MIMMXTrainer(
+        "cpu",
+        1,
+        [batch],
+        wrapped,
+        torch.optim.SGD(network.parameters(), lr=0.0),
+        MultiTaskCrossEntropy((2, 2, 2), reduction="none"),
+        task_names=("y", "a", "b"),
+        dependence=dependence,
+        dependence_optimizer=optimizer,
+        lambda_mi=5.0,
+        lambda_warmup=0,
+        max_grad_norm=None,
+        decollate=False,
+    )
+    trainer.run()
+    return {
+        "network": [p.grad.clone() for p in network.parameters()],
+        "dependence": weights(dependence),
+        "mi": trainer.state.output["mi"],
+    }
+
+
+def joint_batch():
+    generator = torch.Generator().manual_seed(3)
+    return {
+        "image": torch.randn(16, 1, 2, 2, generator=generator),
+        "label": torch.randint(2, (16, 3), generator=generator),
+    }
+
+
+def step_in_process_group(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    half = {key: value[8 * rank : 8 * rank + 8] for key, value in joint_batch().items()}
+    torch.save(gradient_of_a_step(half, wrap=True), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without torch.distributed")
+def test_two_processes_have_the_gradient_of_the_joint_batch(tmp_path):
+    torch.multiprocessing.spawn(step_in_process_group, args=(str(tmp_path),), nprocs=2)
+    alone = gradient_of_a_step(joint_batch(), wrap=False)
+    for rank in (0, 1):
+        together = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(together["network"], alone["network"], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(together["dependence"], alone["dependence"], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(together["mi"], alone["mi"], rtol=1e-4, atol=1e-6)
+
+
 def test_is_a_supervised_trainer():
     assert isinstance(make_trainer(), SupervisedTrainer) and isinstance(make_trainer(), Engine)

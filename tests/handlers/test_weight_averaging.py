@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine
 from monai.engines import default_prepare_batch
 from torch import nn
@@ -160,3 +161,23 @@ def test_network_without_batch_normalization():
 def test_refusals(options, message):
     with pytest.raises(ValueError, match=message):
         make_averaging(make_network(), make_batches(), **options)
+
+
+def statistics_in_process_group(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    averaging = make_averaging(make_network(), make_batches(6)[rank::2], num_batches=3)
+    averaging.update_statistics()
+    torch.save(averaging.averaged.state_dict(), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without torch.distributed")
+def test_two_processes_share_the_statistics_of_all_batches(tmp_path):
+    torch.multiprocessing.spawn(statistics_in_process_group, args=(str(tmp_path),), nprocs=2)
+    alone = make_averaging(make_network(), make_batches(6), num_batches=6)
+    alone.update_statistics()
+    for rank in (0, 1):
+        together = torch.load(tmp_path / f"{rank}.pt")
+        for name in ("1.running_mean", "1.running_var"):
+            torch.testing.assert_close(together[name], alone.averaged.state_dict()[name])
