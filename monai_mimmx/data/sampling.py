@@ -6,8 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import ignite.distributed as idist
 import numpy as np
 import torch
+from monai.data import DistributedSampler
 from torch.utils.data import RandomSampler, Sampler, WeightedRandomSampler
 
 from monai_mimmx.data.splits import balanced_weights
@@ -26,6 +28,9 @@ def make_sampler(
     """
     The sampler of an epoch over the training subset, as many draws as it has rows.
 
+    In a process group each process has its share: a part of the rows of its own, or, when balanced, independent draws
+    from all of them, so that the composition is the same on every process.
+
     Args:
         labels: class indices `(n, 1 + N)`, the primary task first.
         num_classes: classes of each task.
@@ -42,10 +47,13 @@ def make_sampler(
         >>> len(list(sampler))
         20
     """
-    generator = torch.Generator().manual_seed(seed)
+    processes = idist.get_world_size()
+    generator = torch.Generator().manual_seed(seed + 1_000_003 * idist.get_rank())
     if sampling == "correlated":
+        if processes > 1:
+            return DistributedSampler(labels, shuffle=True, seed=seed)  # type: ignore[arg-type]
         return RandomSampler(labels, generator=generator)
     if sampling == "balanced":
         weights = balanced_weights(labels, num_classes, task_names=task_names)
-        return WeightedRandomSampler(weights.tolist(), len(labels), replacement=True, generator=generator)
+        return WeightedRandomSampler(weights.tolist(), len(labels) // processes, replacement=True, generator=generator)
     raise ValueError(f"sampling must be 'correlated' or 'balanced', got {sampling!r}.")

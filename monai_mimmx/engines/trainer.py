@@ -11,6 +11,7 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
+import torch.distributed as dist
 from monai.data import MetaTensor
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
@@ -21,18 +22,29 @@ from torch.optim import Optimizer
 __all__ = ["MIMMXTrainer"]
 
 
+class _Gather(torch.autograd.Function):
+    """The rows of all processes; backward, what all processes have for the rows of this one, summed."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, values)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+        total = slopes[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
 def _gather(values: Tensor) -> Tensor:
     """
     The rows of all processes, in the order of their ranks.
 
-    Its backward sums what every process has for these rows; DistributedDataParallel then divides by their number, which
-    leaves the gradient of one joint batch.
+    DistributedDataParallel divides by the number of processes what their backward sums: the gradient of one joint batch.
     """
-    if idist.get_world_size() == 1:
-        return values
-    from torch.distributed.nn import all_gather  # absent where PyTorch was built without torch.distributed
-
-    return torch.cat(all_gather(values.contiguous()))
+    return values if idist.get_world_size() == 1 else _Gather.apply(values.contiguous())  # type: ignore[no-any-return]
 
 
 class MIMMXTrainer(SupervisedTrainer):
@@ -191,7 +203,7 @@ class MIMMXTrainer(SupervisedTrainer):
             for tensor in dependence.state_dict().values():  # type: ignore[union-attr]
                 tensor.copy_(idist.broadcast(tensor, src=0))
 
-    def run(self) -> None:
+    def run(self) -> None:  # type: ignore[override]
         """Train for the epochs that remain."""
         with warnings.catch_warnings():  # here MONAI makes it anew
             warnings.filterwarnings("ignore", message=".*GradScaler")

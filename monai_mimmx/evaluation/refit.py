@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,13 +146,16 @@ def _write(network: MIMMXNet, weight: np.ndarray, bias: np.ndarray) -> None:
     """Make the first entries of f_y the new logits, the others 0, and the head hand them on."""
     block = slice(0, network.feature_dim)
     rows = len(weight)
-    projection, standardize, head = network.projection, network.standardize, network.heads[0]
+    projection, standardize = network.projection, network.standardize
+    head: Any = network.heads[0]
+    mean: Any = standardize.running_mean
+    variance: Any = standardize.running_var
     for values in (projection.weight, projection.bias):
         values[block] = 0
     projection.weight[:rows] = torch.from_numpy(weight).to(projection.weight)
     projection.bias[:rows] = torch.from_numpy(bias).to(projection.bias)
-    standardize.running_mean[block] = 0
-    standardize.running_var[block] = 1 - standardize.eps
+    mean[block] = 0
+    variance[block] = 1 - standardize.eps
     head.weight.zero_()
     head.bias.zero_()
     if rows == 1:

@@ -4,7 +4,10 @@
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -166,6 +169,34 @@ def test_natural_correlations_are_printed_beside_the_published_ones(folders, tmp
 def test_whole_volumes_train(folders, tmp_path):
     metrics = train("brain_age", folders, tmp_path, epochs=1, spatial_dims=3, image_size=24)
     assert metrics["epochs"] == 1
+
+
+def test_two_processes_train_one_model(trained, folders, tmp_path):
+    _, alone = trained("brain_age")
+    configs = [str(ROOT / "brain_age/configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
+    given = options("brain_age", folders, tmp_path / "output", backend="gloo")
+    del given["device"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "monai.bundle", "run", "--config_file", str(configs)]
+    command += [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    path = os.pathsep.join([str(ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((tmp_path / "output/metrics.json").read_text())
+    assert metrics["epochs"] == alone["epochs"] and metrics["n"] == alone["n"]
+    assert len((tmp_path / "output/history.jsonl").read_text().splitlines()) == metrics["epochs"]
+    assert done.stdout.count("subset ") == 1  # told by one process
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_only_the_first_process_shows_and_records(bundle):
+    train, several = (
+        json.loads((ROOT / bundle / f"configs/{name}.json").read_text()) for name in ("train", "multi_gpu_train")
+    )
+    silent = {train["train"]["handlers"][int(key.split("#")[2])]["_target_"] for key in several if "_disabled_" in key}
+    assert silent == {"ignite.handlers.ProgressBar", "EpochRecorder"}
+    assert len(several["run"]) == len(train["run"]) + 1
 
 
 @pytest.mark.parametrize("bundle", NAMES)

@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import ignite.distributed as idist
 import numpy as np
 import pytest
+import torch.distributed as dist
 
 from monai_mimmx.data import make_sampler
 
@@ -35,6 +37,25 @@ def test_the_seed_decides_and_epochs_differ(sampling):
     epochs = [list(first), list(first)]
     assert epochs == [list(second), list(second)]
     assert epochs[0] != epochs[1] and epochs[0] != list(other)
+
+
+@pytest.mark.parametrize("sampling", ["correlated", "balanced"])
+def test_processes_share_an_epoch(monkeypatch, sampling):
+    monkeypatch.setattr(idist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_world_size", lambda *_: 2)
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(idist, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(dist, "get_rank", lambda *_, rank=rank: rank)
+        monkeypatch.setattr(dist, "is_available", lambda: True)
+        shares.append(list(make_sampler(LABELS, (2, 2), sampling)))
+    assert [len(share) for share in shares] == [1000, 1000] and shares[0] != shares[1]
+    if sampling == "correlated":
+        assert sorted(shares[0] + shares[1]) == list(range(2000))
+    else:
+        for share in shares:
+            counts = np.bincount(LABELS[share] @ [2, 1])
+            assert np.abs(counts - 250).max() < 4 * np.sqrt(1000 * 0.25 * 0.75)
 
 
 def test_refusals():
