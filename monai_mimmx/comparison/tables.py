@@ -128,7 +128,7 @@ def paired_differences(
 
     Returns:
         (name, agreement) to mean and half the 95 % interval over seeds (NaN for one), for methods that share a seed
-        with the reference.
+        and the score with the reference.
 
     Example:
         >>> rows = [{"name": n, "seed": s, "agreement": None, "mi": v} for n, s, v in [("a", 0, 0.5), ("b", 0, 0.2), ("b", 1, 9.0)]]
@@ -136,19 +136,19 @@ def paired_differences(
         0.3
     """
 
-    def score(row: Mapping[str, Any]) -> float:
+    def score(row: Mapping[str, Any]) -> float | None:
         value: Any = row
         for key in path:
-            value = value[key]
-        return abs(value) if size else value
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return abs(value) if size and value is not None else value
 
-    done = [row for row in rows if "error" not in row]
-    references = {(row.get("agreement"), row["seed"]): score(row) for row in done if row["name"] == reference}
+    scores = [(row, score(row)) for row in rows if "error" not in row]
+    references = {(row.get("agreement"), row["seed"]): value for row, value in scores if row["name"] == reference}
     found: dict[tuple[str, float | None], list[float]] = {}
-    for row in done:
-        key = (row.get("agreement"), row["seed"])
-        if row["name"] != reference and key in references:
-            found.setdefault((row["name"], row.get("agreement")), []).append(score(row) - references[key])
+    for row, value in scores:
+        other = references.get((row.get("agreement"), row["seed"]))
+        if row["name"] != reference and value is not None and other is not None:
+            found.setdefault((row["name"], row.get("agreement")), []).append(value - other)
     return {key: _interval(values) for key, values in found.items()}
 
 
@@ -265,8 +265,10 @@ def _differences(done: Sequence[Mapping[str, Any]]) -> list[str]:
     for name, agreement in columns[0]:
         texts = []
         for column in columns:
-            mean, half = column[name, agreement]
-            texts.append(f"{100 * mean:+.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}"))
+            mean, half = column.get((name, agreement), (math.nan, math.nan))
+            texts.append(
+                "-" if math.isnan(mean) else f"{100 * mean:+.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
+            )
         lines.append([name + ("" if agreement is None else f" @ {agreement:g}"), *texts])
     return [
         f"Difference to `{reference}` with the same seed, in points, mean ± half the 95 % interval over seeds.",
