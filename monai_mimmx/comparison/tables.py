@@ -170,6 +170,10 @@ def _number(values: Mapping[tuple[str, ...], tuple[float, float]], *path: str, s
     return text if math.isnan(half) else f"{text} ± {100 * half:.1f}"
 
 
+def _title(name: str, agreement: float | None) -> str:
+    return name if agreement is None else f"{name} @ {agreement:g}"
+
+
 def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
@@ -196,10 +200,7 @@ def format_tables(rows: Sequence[Mapping[str, Any]]) -> str:
     factors = done[0]["task_names"][1:]
     tasks, sets = ["y", *factors], ("val", "inv", "bal")
     summaries = [summary for summary in summarise(rows) if summary["seeds"]]
-    titles = [
-        summary["name"] + ("" if summary["agreement"] is None else f" @ {summary['agreement']:g}")
-        for summary in summaries
-    ]
+    titles = [_title(summary["name"], summary["agreement"]) for summary in summaries]
     header = ["method", "seeds"]
     header += [f"{task} {name}" for task in tasks for name in ("Val", "Inv", "Bal")] + [
         "y Val - Inv",
@@ -239,8 +240,7 @@ def format_tables(rows: Sequence[Mapping[str, Any]]) -> str:
         "What fresh linear probes (and kNN) read from each feature block on Bal, in %.",
         _markdown(header, lines),
     ]
-    if differences := _differences(done):
-        parts += differences
+    parts += _differences(done)
     failed = [f"{row['name']} seed {row['seed']}: {row['error']}" for row in rows if "error" in row]
     if failed:
         parts.append("Failed runs: " + "; ".join(failed))
@@ -258,18 +258,15 @@ def _differences(done: Sequence[Mapping[str, Any]]) -> list[str]:
         "size of y Val - Inv": ("drop_val_inv",),
         "worst group Bal": ("worst_group", "bal", "accuracy"),
     }
-    columns = [paired_differences(done, reference, path, size=path == ("drop_val_inv",)) for path in scores.values()]
-    if not columns[0]:
-        return []
+    differences = {
+        path: paired_differences(done, reference, path, size=path == ("drop_val_inv",)) for path in scores.values()
+    }
     lines = []
-    for name, agreement in columns[0]:
-        texts = []
-        for column in columns:
-            mean, half = column.get((name, agreement), (math.nan, math.nan))
-            texts.append(
-                "-" if math.isnan(mean) else f"{100 * mean:+.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
-            )
-        lines.append([name + ("" if agreement is None else f" @ {agreement:g}"), *texts])
+    for name, agreement in dict.fromkeys(key for found in differences.values() for key in found):
+        values = {path: found[name, agreement] for path, found in differences.items() if (name, agreement) in found}
+        lines.append([_title(name, agreement), *(_number(values, *path, sign=True) for path in scores.values())])
+    if not lines:
+        return []
     return [
         f"Difference to `{reference}` with the same seed, in points, mean ± half the 95 % interval over seeds.",
         _markdown(["method", *scores], lines),
