@@ -364,3 +364,26 @@ def test_options_out_of_range(options, message):
 def test_wrong_inputs(conditional, x, z, condition, message):
     with pytest.raises(ValueError, match=message):
         MINELoss(2, 2, conditional=conditional)(torch.zeros(x), torch.zeros(z), condition)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_gradients_repeat_bit_for_bit_on_several_threads(conditional):
+    # Large enough that PyTorch shares the work: a gather whose backward adds atomically would differ from run to run.
+    generator = torch.Generator().manual_seed(0)
+    x, z = torch.randn(600, 4, generator=generator), torch.randn(600, 4, generator=generator)
+    condition = torch.arange(600) % 2 if conditional else None
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        gradients = set()
+        for _ in range(40):
+            torch.manual_seed(0)
+            loss = MINELoss(4, 4, hidden=(64, 64), conditional=conditional)
+            inputs = x.clone().requires_grad_(), z.clone().requires_grad_()
+            loss(*inputs, condition).backward()
+            gradients.add(
+                b"".join(p.grad.numpy().tobytes() for p in [*inputs, *loss.parameters()] if p.grad is not None)
+            )
+    finally:
+        torch.set_num_threads(threads)
+    assert len(gradients) == 1
