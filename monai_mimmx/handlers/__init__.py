@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Handlers: Dynamic Loss Scaling, averaged weights, metrics of the heads, records of the epochs."""
 
-from monai_mimmx.handlers.checkpoints import best_so_far, latest_checkpoint
+from monai_mimmx.handlers.checkpoints import best_so_far, latest_checkpoint, training_state
 from monai_mimmx.handlers.loss_scaling import DynamicLossScaling, loss_scaling_factors
 from monai_mimmx.handlers.metrics import CellBalancedAccuracy, RobustAccuracy, head_accuracies, head_output
 from monai_mimmx.handlers.prediction_writer import AttentionInferer, PredictionWriter
@@ -23,4 +23,5 @@ __all__ = [
     "latest_checkpoint",
     "loss_scaling_factors",
     "read_history",
+    "training_state",
 ]

@@ -1,16 +1,17 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoint a training goes on from, and which model it has to beat."""
+"""What a checkpoint of a training holds, which one it goes on from, and which model it has to beat."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from ignite.handlers import Checkpoint
 from monai.handlers import CheckpointSaver
 
-__all__ = ["best_so_far", "latest_checkpoint"]
+__all__ = ["best_so_far", "latest_checkpoint", "training_state"]
 
 
 def best_so_far(saver: CheckpointSaver) -> Checkpoint:
@@ -51,3 +52,28 @@ def latest_checkpoint(folder: str | os.PathLike[str], prefix: str = "state") -> 
             f"there is no checkpoint {prefix}*.pt in {folder} to resume from; train without --resume."
         )
     return str(found[-1])
+
+
+def training_state(best: CheckpointSaver, **parts: Any) -> dict[str, Any]:
+    """
+    What a training must save to go on from where it stopped, as :class:`~monai.handlers.CheckpointSaver` takes it.
+
+    Args:
+        best: the saver of the best model, so that a resumed training does not overwrite it with a worse one.
+        parts: networks, optimizers, the trainer and whatever else has a state, by name. ``None`` and what has an empty
+            state are left out: the same declaration serves methods that lack some of the parts.
+
+    Returns:
+        name to object, to save and to load.
+
+    Raises:
+        ValueError: the saver does not look for the best model.
+
+    Example:
+        >>> from torch import nn
+        >>> saver = CheckpointSaver("models", {"model": nn.Linear(1, 1)}, save_key_metric=True)
+        >>> list(training_state(saver, network=nn.Linear(1, 1), dependence=None, loss=nn.ReLU()))
+        ['network', 'best']
+    """
+    kept = {name: part for name, part in parts.items() if part is not None and part.state_dict()}
+    return {**kept, "best": best_so_far(best)}
