@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import mmap
 import multiprocessing
 import os
@@ -231,11 +232,35 @@ def _build(
     return np.load(target, mmap_mode="r")
 
 
+def _available_memory() -> int | None:
+    """Bytes that this machine can give without swapping; None where it does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * int(found[0]) if found else None
+
+
+def _whereabouts(pixels: np.ndarray) -> str:
+    """One line: how many images there are, and whether they are served from memory or from the disk."""
+    what = f"{len(pixels)} images of {'x'.join(map(str, pixels.shape[1:]))} {pixels.dtype}, {pixels.nbytes / 1e9:.2f} GB"
+    if not isinstance(pixels, np.memmap):
+        return f"{what}, in memory"
+    free = _available_memory()
+    if free is None:
+        return f"{what}, mapped from {pixels.filename}"
+    if pixels.nbytes < free:
+        return f"{what}, served from memory: the system keeps {pixels.filename} in the {free / 1e9:.1f} GB available"
+    return f"{what}, served from the disk: {pixels.filename} is larger than the {free / 1e9:.1f} GB of memory available"
+
+
 class CachedImages(Dataset):
     """A dataset whose images went once through a deterministic transform and are then served from memory.
 
     The pixels of all distinct images stand in one array: a memory-mapped file under `cache_dir`, which processes and
-    later runs share, or anonymous shared memory. With a batch sampler the whole batch is fetched in one operation, so
+    later runs share, or anonymous shared memory. The system keeps of the file what fits in memory, so that there may be
+    more images than memory; the log says whether they fit. With a batch sampler the whole batch is fetched in one operation, so
     pass `collate_fn=keep_batch` to the `DataLoader`.
 
     A cache file is named after the image paths, their sizes and times, `transform_key` and `dtype`: anything that
@@ -301,6 +326,7 @@ class CachedImages(Dataset):
             num_workers=num_workers,
             progress=progress,
         )
+        logging.getLogger("monai_mimmx").info(_whereabouts(self._pixels))
         self._set_rows(frame, task_names, rows)
 
     def _set_rows(self, frame: pd.DataFrame, task_names: Sequence[str], rows: np.ndarray) -> None:

@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from monai_mimmx.data import cache
 from monai_mimmx.data.cache import CachedImages, cache_subsets, keep_batch
 
 TASKS = ["sick", "sex"]
@@ -280,3 +283,26 @@ def _exit_in_worker(item):
 def test_a_killed_worker_is_reported(frame):
     with pytest.raises(RuntimeError, match="a worker was killed while caching images"):
         CachedImages(frame, TASKS, _exit_in_worker, cache_dir=None, **{**OPTIONS, "num_workers": 2})
+
+
+@pytest.mark.parametrize(
+    ("in_memory", "available", "place"),
+    [
+        (True, 10, ", in memory"),
+        (False, 10**9, ", served from memory: the system keeps .*npy in the 1.0 GB available"),
+        (False, 10, ", served from the disk: .*npy is larger than the 0.0 GB"),
+        (False, None, ", mapped from .*npy"),
+    ],
+)
+def test_the_log_says_where_the_images_are(frame, tmp_path, monkeypatch, caplog, in_memory, available, place):
+    monkeypatch.setattr(cache, "_available_memory", lambda: available)
+    monkeypatch.setattr(logging.getLogger("monai_mimmx"), "propagate", True)
+    with caplog.at_level(logging.INFO, "monai_mimmx"):
+        CachedImages(frame, TASKS, READ, cache_dir=None if in_memory else tmp_path / "cache", **OPTIONS)
+    (line,) = caplog.messages
+    assert re.fullmatch(rf"40 images of 1x6x8 float16, 0.00 GB{place}.*", line)
+
+
+def test_available_memory_is_plausible():
+    available = cache._available_memory()
+    assert available is None or 2**20 < available <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
