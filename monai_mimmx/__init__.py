@@ -6,11 +6,24 @@ MIMM-X for MONAI: training classifiers that do not take shortcuts, and finding o
 Importing this package makes its components known to MONAI's bundle parser by their short names.
 """
 
-from monai_mimmx import comparison, data, engines, errors, evaluation, handlers, losses, networks, report, transforms
+from monai_mimmx import (
+    audit,
+    comparison,
+    data,
+    engines,
+    errors,
+    evaluation,
+    handlers,
+    losses,
+    networks,
+    report,
+    transforms,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "audit",
     "comparison",
     "data",
     "engines",

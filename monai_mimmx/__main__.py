@@ -1,18 +1,28 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m monai_mimmx`: compare methods over seeds, and write the tables of what was run."""
+"""`python -m monai_mimmx`: audit a classifier, compare methods over seeds, and write the tables of what was run."""
 
 from __future__ import annotations
 
 import argparse
 import ast
+import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_mimmx.comparison import collect_rows, execute_runs, format_tables, method_options, plan_runs
+from monai_mimmx.audit import audit_classifier
+from monai_mimmx.comparison import (
+    collect_rows,
+    execute_runs,
+    format_tables,
+    method_options,
+    plan_runs,
+    read_published,
+    write_comparison,
+)
 from monai_mimmx.comparison.methods import METHODS
 from monai_mimmx.evaluation.protocol import write_json
 
@@ -36,10 +46,54 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--overlay", nargs="+", default=[], help="config files merged over the bundle's train.json")
     compare.add_argument("--output_dir", required=True)
     compare.add_argument("--list", action="store_true", help="print the commands of the runs still to do, run nothing")
-    report = commands.add_parser("report", help="write the tables of a comparison again")
+    report = commands.add_parser("report", help="write the tables and the page of a comparison again")
     report.add_argument("output_dir", help="of the comparison, or a folder with its rows.json")
     report.add_argument("--docs", help="also write the tables as results.md, and rows.json, to this folder")
+    audit = commands.add_parser(
+        "audit",
+        help="what a trained classifier makes of the columns of a table",
+        description="Which columns of a table do the features and predictions of a trained classifier tell, beyond what the "
+        "label explains? Any MONAI classifier; the images should be such that it was not trained on.",
+        epilog="What follows -- replaces values of the config, for example: -- --spatial_dims 3",
+    )
+    audit.add_argument("--config", nargs="+", required=True, help="MONAI config with the network and the preprocessing")
+    audit.add_argument("--ckpt", required=True, help="weights of the network")
+    audit.add_argument("--table", required=True, help="CSV with a row per image")
+    audit.add_argument(
+        "--label",
+        required=True,
+        help="column of what the network predicts, its sorted values in the order of the outputs; or a task as JSON, such as "
+        '{"name": "old", "column": "age", "negative": "< 51", "positive": "> 57"}',
+    )
+    audit.add_argument("--columns", nargs="+", help="to audit (default: all)")
+    audit.add_argument("--image_column", default="image")
+    audit.add_argument("--subject_column", default="subject", help="where absent, each image is a subject of its own")
+    audit.add_argument(
+        "--network", help="id of the network in the config (default: network_def, network, net or model)"
+    )
+    audit.add_argument("--preprocessing", default="preprocessing", help="id of the transform (default: preprocessing)")
+    audit.add_argument("--layer", help="module whose output are the features (default: input of the last linear layer)")
+    audit.add_argument("--device", help="default: a GPU, if there is one")
+    audit.add_argument("--batch_size", type=int, default=32)
+    audit.add_argument("--num_workers", type=int, default=0)
+    audit.add_argument("--output_dir", required=True)
     return parser
+
+
+def _audit(options: argparse.Namespace, config_options: Mapping[str, Any]) -> int:
+    """Run the audit that the arguments describe and print what it found."""
+    given = {key: value for key, value in vars(options).items() if key not in ("command", "config", "ckpt", "table")}
+    if given["label"].lstrip().startswith("{"):
+        try:
+            given["label"] = json.loads(given["label"])
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--label {given['label']} is not JSON: {error}") from error
+    found = audit_classifier(options.config, options.ckpt, options.table, options=config_options, **given)
+    for name, values in found["attributes"].items():
+        told = values.get("skipped") or f"gap {100 * values['gap']['value']:+.1f} points"
+        print(f"{name}: {values['verdict']} ({told})")
+    print(f"report: {Path(options.output_dir) / 'report.html'}")
+    return 0
 
 
 def _bundle_options(words: Sequence[str]) -> dict[str, Any]:
@@ -57,18 +111,28 @@ def _bundle_options(words: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def write_tables(output_dir: str | Path, docs: str | Path | None = None) -> str:
-    """Write `rows.json` and `tables.md` of a comparison, for a bundle's docs too, and return the tables."""
+def _published(output_dir: str | Path, docs: str | Path | None) -> list[dict[str, Any]]:
+    """The published figures of the bundle that was run, from its docs; none where it has none."""
+    folders = [Path(docs), Path(docs).parent] if docs is not None else []
+    for path in Path(output_dir).rglob("run.json"):
+        folders.append(Path(json.loads(path.read_text(encoding="utf-8")).get("bundle", "")) / "docs")
+        break
+    found = [folder / "published.json" for folder in folders if (folder / "published.json").is_file()]
+    return read_published(found[0]) if found else []
+
+
+def _write(output_dir: str | Path, docs: str | Path | None = None) -> tuple[str, Path]:
+    """Write the tables and the page of a comparison, the tables for a bundle's docs too; the tables and the page's path."""
+    published = _published(output_dir, docs)
+    page = write_comparison(output_dir, published)
     rows = collect_rows(output_dir)
-    tables = format_tables(rows)
-    write_json(Path(output_dir) / "rows.json", rows)
-    (Path(output_dir) / "tables.md").write_text(tables + "\n", encoding="utf-8")
+    tables = format_tables(rows, published)
     if docs is not None:
         Path(docs).mkdir(parents=True, exist_ok=True)
         write_json(Path(docs) / "rows.json", rows)
         note = "Written by `python -m monai_mimmx report` from [rows.json](rows.json)."
         (Path(docs) / "results.md").write_text(f"# Results\n\n{note}\n\n{tables}\n", encoding="utf-8")
-    return tables
+    return tables, page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,8 +143,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(own)
     try:
         if options.command == "report":
-            print(write_tables(options.output_dir, options.docs))
+            tables, page = _write(options.output_dir, options.docs)
+            print(f"{tables}\n\nreport: {page}")
             return 0
+        if options.command == "audit":
+            return _audit(options, _bundle_options(given))
         runs = plan_runs(
             options.bundle,
             method_options(options.methods),
@@ -96,8 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     print(shlex.join(run.command))
             return 0
         counts = execute_runs(runs, jobs=options.jobs)
-        print("\n" + write_tables(options.output_dir))
-    except (ValueError, FileNotFoundError) as error:
+        tables, page = _write(options.output_dir)
+        print(f"\n{tables}\n\nreport: {page}")
+    except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print("\n" + ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count))
     return 1 if counts["failed"] else 0

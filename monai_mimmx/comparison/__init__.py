@@ -3,16 +3,29 @@
 """Every method, every seed: one run of a bundle each, and the tables over all of them."""
 
 from monai_mimmx.comparison.methods import method_options
+from monai_mimmx.comparison.page import write_comparison
 from monai_mimmx.comparison.runner import PlannedRun, execute_runs, plan_runs
-from monai_mimmx.comparison.tables import collect_rows, format_tables, paired_differences, summarise
+from monai_mimmx.comparison.tables import (
+    ScoreTable,
+    collect_rows,
+    format_tables,
+    make_tables,
+    paired_differences,
+    read_published,
+    summarise,
+)
 
 __all__ = [
     "PlannedRun",
+    "ScoreTable",
     "collect_rows",
     "execute_runs",
     "format_tables",
+    "make_tables",
     "method_options",
     "paired_differences",
     "plan_runs",
+    "read_published",
     "summarise",
+    "write_comparison",
 ]

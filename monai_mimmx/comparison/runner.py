@@ -57,13 +57,25 @@ class PlannedRun:
     @property
     def config_file(self) -> str:
         """The config file, or the list of them as text, that the command names."""
+        return self._argument("--config_file")
+
+    @property
+    def bundle(self) -> str:
+        """The bundle's folder that the command names."""
+        return self._argument("--bundle_root")
+
+    def _argument(self, key: str) -> str:
         words = list(self.command)
-        return words[words.index("--config_file") + 1] if "--config_file" in words else ""
+        return words[words.index(key) + 1] if key in words else ""
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run ended with its evaluation."""
-        return (self.folder / "metrics.json").is_file()
+        """Whether the run ended with its evaluation, and left whole metrics."""
+        try:
+            json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return False
+        return True
 
 
 def plan_runs(
@@ -200,8 +212,8 @@ def _check_same(run: PlannedRun) -> None:
 
 def _record(run: PlannedRun) -> None:
     """Write what the run is, for the tables and for `_check_same`."""
-    content = {"name": run.name, "seed": run.seed, "config_file": run.config_file, "options": dict(run.options)}
-    write_json(run.folder / "run.json", content)
+    content = {"name": run.name, "seed": run.seed, "bundle": run.bundle, "config_file": run.config_file}
+    write_json(run.folder / "run.json", {**content, "options": dict(run.options)})
 
 
 def _run(run: PlannedRun, jobs: int, places: list[int], processes: set[subprocess.Popen]) -> tuple[str, str]:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,67 @@ import numpy as np
 from scipy import stats
 
 from monai_mimmx.comparison.methods import METHODS
+from monai_mimmx.evaluation.scores import verdict
 
-__all__ = ["collect_rows", "format_tables", "paired_differences", "summarise"]
+__all__ = [
+    "ScoreTable",
+    "collect_rows",
+    "format_tables",
+    "make_tables",
+    "paired_differences",
+    "read_published",
+    "summarise",
+]
 
-KEPT = ("accuracy", "auroc", "worst_group", "cell_balanced_accuracy", "drop_val_inv", "probe", "probes", "mi", "epochs")
+KEPT = (
+    "accuracy",
+    "balanced_accuracy",
+    "auroc",
+    "worst_group",
+    "cell_balanced_accuracy",
+    "drop_val_inv",
+    "probe",
+    "probes",
+    "mi",
+    "epochs",
+)
+SETS = {"val": "Val", "inv": "Inv", "bal": "Bal"}
+"""Key and title of the test sets."""
+
+Values = Mapping[tuple[str, ...], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """
+    One table of a comparison, every cell as the text that is shown.
+
+    Args:
+        name: short, for a file's name.
+        title: what it shows, a sentence or two.
+        header: names of the columns.
+        lines: the rows, each as long as the header.
+
+    Example:
+        >>> print(ScoreTable("gap", "The gap.", ("method", "gap"), (("mimmx", "+1.1"),)).markdown())
+        The gap.
+        <BLANKLINE>
+        | method | gap |
+        | --- | ---: |
+        | mimmx | +1.1 |
+    """
+
+    name: str
+    title: str
+    header: Sequence[str]
+    lines: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """The title, and the table as Markdown."""
+        rule = ["---", *["---:"] * (len(self.header) - 1)]
+        return (
+            self.title + "\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in [self.header, rule, *self.lines])
+        )
 
 
 def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -30,7 +88,8 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Returns:
         Rows with "name", "seed", "agreement" (None: the bundle's own), "config", "seconds", "version" and the scores
-        as in `metrics.json`; of a failed run "name", "seed", "agreement" and "error", its last line.
+        as in `metrics.json`; of a failed run "name", "seed", "agreement" and "error", its last line. A run whose
+        `metrics.json` cannot be read is a failed one.
 
     Raises:
         FileNotFoundError: if there is no run.
@@ -47,7 +106,11 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         row = {"name": run["name"], "seed": run["seed"], "agreement": run["options"].get("agreement")}
         metrics_file, error_file = path.with_name("metrics.json"), path.with_name("error.json")
         if metrics_file.is_file():
-            metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
+            try:
+                metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
+            except json.JSONDecodeError as error:
+                rows.append(row | {"error": f"{metrics_file} is not whole ({error}); compare runs it again"})
+                continue
             config = {key: value for key, value in metrics["config"].items() if key not in ("output_dir", "device")}
             row |= {"task_names": metrics["task_names"], "n": metrics["n"], "version": metrics["version"]}
             row |= {"config": config, "seconds": metrics["seconds"], **{key: metrics.get(key) for key in KEPT}}
@@ -59,8 +122,37 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         rows.append(row)
     if not rows:
         raise FileNotFoundError(f"there is no finished run below {folder}")
-    order = {name: place for place, name in enumerate(METHODS)}
-    return sorted(rows, key=lambda row: (order.get(row["name"], len(order)), row["agreement"] or 0, row["seed"]))
+    return sorted(rows, key=lambda row: (_place(row["name"]), row["agreement"] or 0, row["seed"]))
+
+
+def _place(name: str) -> int:
+    """Where a method stands in the tables; those of the user's own come last."""
+    return list(METHODS).index(name) if name in METHODS else len(METHODS)
+
+
+def read_published(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """
+    Published figures, as rows to stand beside one's own.
+
+    Args:
+        path: a JSON file with "source", a sentence, and "rows": "name" (of `METHODS`), "accuracy"
+            `{subset: {task: fraction}}` and, where published, "probes" `{"linear": {block: {task: fraction}}}`.
+
+    Returns:
+        The rows, each with "source" and, where both are known, "drop_val_inv".
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+
+    Example:
+        `rows = read_published("bundles/brain_age/docs/published.json")`
+    """
+    stored = json.loads(Path(path).read_text(encoding="utf-8"))
+    rows = []
+    for row in stored["rows"]:
+        gap = {"drop_val_inv": row["accuracy"]["val"]["y"] - row["accuracy"]["inv"]["y"]}
+        rows.append({"seed": 0, "agreement": None, **row, **gap, "source": stored["source"]})
+    return rows
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:
@@ -162,7 +254,7 @@ def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[t
     return found
 
 
-def _number(values: Mapping[tuple[str, ...], tuple[float, float]], *path: str, sign: bool = False) -> str:
+def _number(values: Values, *path: str, sign: bool = False) -> str:
     if path not in values:
         return "-"
     mean, half = values[path]
@@ -170,85 +262,231 @@ def _number(values: Mapping[tuple[str, ...], tuple[float, float]], *path: str, s
     return text if math.isnan(half) else f"{text} ± {100 * half:.1f}"
 
 
-def _title(name: str, agreement: float | None) -> str:
-    return name if agreement is None else f"{name} @ {agreement:g}"
-
-
-def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
-
-
-def format_tables(rows: Sequence[Mapping[str, Any]]) -> str:
+def make_tables(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]] = ()) -> list[ScoreTable]:
     """
-    The comparison as Markdown: (a) accuracies, gap and worst group; (b) what probes read from each feature block.
+    The tables of a comparison, in per cent, mean ± half the 95 % interval over seeds.
+
+    Args:
+        rows: of `collect_rows`, at least one of them of a run that finished.
+        published: of `read_published`; each stands below the row of the same name.
+
+    Returns:
+        "summary", "accuracy", "probes", and, where there is something to show, "ranking" (AUROC, balanced accuracy,
+        worst group), "ablation" (Dynamic Loss Scaling and Confounder Attention Weighter), "differences" (to
+        rebalancing, or else the baseline, with the same seed).
+
+    Raises:
+        ValueError: if no run finished.
+
+    Example:
+        `for table in make_tables(collect_rows("out/brain_age")): print(table.markdown())`
+    """
+    done = [row for row in rows if "error" not in row]
+    if not done:
+        raise ValueError("there is no finished run to make a table of")
+    tasks = ["y", *done[0]["task_names"][1:]]
+    summaries = [{**summary, "title": row_title(summary)} for summary in summarise(rows) if summary["seeds"]]
+    seen = {row["name"] for row in done}
+    beside = [
+        {**summary, "title": f"{summary['name']}, published", "seeds": None}
+        for summary in summarise([row for row in published if row["name"] in seen])
+    ]
+    both = sorted(summaries + beside, key=lambda summary: (_place(summary["name"]), summary["seeds"] is None))
+    chance = {path[0]: value for path, value in _leaves(done[0]["probes"]["chance"])}
+    tables = [
+        _summary(summaries, tasks, chance),
+        _accuracies(both, tasks),
+        _ranking(summaries),
+        _probes(both, tasks, chance),
+        _ablation(summaries, beside),
+        _differences(done),
+    ]
+    return [table for table in tables if table is not None]
+
+
+def format_tables(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]] = ()) -> str:
+    """
+    The comparison as Markdown: `make_tables`, what it was measured on, and the failed runs by name.
 
     Args:
         rows: of `collect_rows`.
-
-    Returns:
-        Tables in per cent, mean ± half the 95 % interval over seeds, a line per method; a third one, of differences to
-        rebalancing (or else the baseline) with the same seed, where there is more than one method. Failed runs are
-        named.
+        published: of `read_published`.
 
     Example:
         `print(format_tables(collect_rows("out/brain_age")))`
     """
-    done = [row for row in rows if "error" not in row]
-    if not done:
+    if all("error" in row for row in rows):
         return "No run finished: " + "; ".join(f"{row['name']} seed {row['seed']}: {row['error']}" for row in rows)
-    factors = done[0]["task_names"][1:]
-    tasks, sets = ["y", *factors], ("val", "inv", "bal")
-    summaries = [summary for summary in summarise(rows) if summary["seeds"]]
-    titles = [_title(summary["name"], summary["agreement"]) for summary in summaries]
-    header = ["method", "seeds"]
-    header += [f"{task} {name}" for task in tasks for name in ("Val", "Inv", "Bal")] + [
-        "y Val - Inv",
-        "worst group Bal",
-    ]
-    lines = []
-    for title, summary in zip(titles, summaries, strict=True):
-        values = summary["values"]
-        lines.append(
-            [
-                title,
-                str(summary["seeds"]),
-                *(_number(values, "accuracy", subset, task) for task in tasks for subset in sets),
-                _number(values, "drop_val_inv", sign=True),
-                _number(values, "worst_group", "bal", "accuracy"),
-            ]
-        )
-    accuracy = _markdown(header, lines)
-    pairs = [(a, b) for a in tasks for b in tasks if a != b]
-    header = ["method", *(f"f_{a} -> {b}" for a, b in pairs), *(f"f_y -> {b}, kNN" for b in factors)]
-    lines = [
-        [
-            title,
-            *(_number(summary["values"], "probes", "linear", f"f_{a}", b) for a, b in pairs),
-            *(_number(summary["values"], "probes", "knn", "f_y", b) for b in factors),
-        ]
-        for title, summary in zip(titles, summaries, strict=True)
-    ]
-    chance = dict(_leaves(done[0]["probes"]["chance"]))
-    lines.append(
-        ["chance", *(f"{100 * chance[(b,)]:.1f}" for _, b in pairs), *(f"{100 * chance[(b,)]:.1f}" for b in factors)]
-    )
-    parts = [
-        "Accuracy in %, mean ± half the 95 % interval over seeds. Val: correlated as in training; Inv: inverted; Bal: "
-        "none.",
-        accuracy,
-        "What fresh linear probes (and kNN) read from each feature block on Bal, in %.",
-        _markdown(header, lines),
-    ]
-    parts += _differences(done)
+    parts = notes(rows, published) + [table.markdown() for table in make_tables(rows, published)]
     failed = [f"{row['name']} seed {row['seed']}: {row['error']}" for row in rows if "error" in row]
     if failed:
         parts.append("Failed runs: " + "; ".join(failed))
     return "\n\n".join(parts)
 
 
-def _differences(done: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The table of paired differences with its title; nothing where there is no pair."""
+def notes(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """What a reader of the tables must know: sizes, missing intervals, mixed versions, the source of published rows."""
+    done = [row for row in rows if "error" not in row]
+    sizes: dict[str, list[str]] = {}
+    for row in done:
+        sizes.setdefault(_size(row), []).append(row["name"])
+    told = []
+    for size, names in sizes.items():
+        which = "" if len(sizes) == 1 else f" ({', '.join(dict.fromkeys(names))})"
+        told.append(f"Measured{which}: {size}.")
+    if any(summary["seeds"] == 1 for summary in summarise(rows)):
+        told.append("A method with one seed has no interval.")
+    if len(versions := sorted({str(row.get("version")) for row in done})) > 1:
+        told.append(f"The runs are of different versions, {', '.join(versions)}: they may not be comparable.")
+    seen = {row["name"] for row in done}
+    told += [
+        f"Rows marked as published: {source}."
+        for source in dict.fromkeys(row["source"] for row in published if row["name"] in seen)
+    ]
+    return told
+
+
+def _size(row: Mapping[str, Any]) -> str:
+    """How large a run was, in words."""
+    config, n = row.get("config") or {}, row.get("n") or {}
+    parts = [f"images of {config['image_size']} pixels"] if "image_size" in config else []
+    parts += [f"{n['train']:,} of them to train"] if "train" in n else []
+    parts += [f"{row['epochs']} epochs"] if row.get("epochs") else []
+    parts += ["tested on " + ", ".join(f"{n[key]:,} ({SETS[key]})" for key in SETS if key in n)]
+    return ", ".join(parts)
+
+
+def row_title(row: Mapping[str, Any]) -> str:
+    """What a row, or the summary of several, is called: its method and, in a sweep, the agreement."""
+    name, agreement = row["name"], row.get("agreement")
+    return name if agreement is None else f"{name} @ {agreement:g}"
+
+
+def _mean(values: Values, *path: str) -> float | None:
+    return values[path][0] if path in values else None
+
+
+def _summary(summaries: Sequence[Mapping[str, Any]], tasks: Sequence[str], chance: Mapping[str, float]) -> ScoreTable:
+    lines = []
+    for summary in summaries:
+        values = summary["values"]
+        gap, balanced = _mean(values, "drop_val_inv"), _mean(values, "accuracy", "bal", "y")
+        leaks = {task: _mean(values, "probes", "linear", "f_y", task) for task in tasks[1:]}
+        above = {task: value - chance[task] for task, value in leaks.items() if value is not None}
+        most = max(above, key=lambda task: above[task], default=None)
+        lines.append(
+            [
+                summary["title"],
+                "-" if gap is None else verdict(gap, balanced=balanced, chance=chance.get("y")),
+                _number(values, "drop_val_inv", sign=True),
+                _number(values, "accuracy", "bal", "y"),
+                _number(values, "worst_group", "bal", "accuracy"),
+                "-" if most is None else f"{most} {100 * above[most]:+.1f}",
+            ]
+        )
+    return ScoreTable(
+        "summary",
+        "At a glance. The verdict is on the mean gap: a shortcut above 5 points, over-corrected below -5. The leak is the "
+        "factor that a linear probe reads best from f_y, in points above chance.",
+        ["method", "verdict", "y Val - Inv", "y Bal", "worst group Bal", "leak into f_y"],
+        lines,
+    )
+
+
+def _accuracies(summaries: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> ScoreTable:
+    header = ["method", "seeds", *(f"{task} {title}" for task in tasks for title in SETS.values())]
+    lines = [
+        [
+            summary["title"],
+            str(summary["seeds"] or "-"),
+            *(_number(summary["values"], "accuracy", subset, task) for task in tasks for subset in SETS),
+            _number(summary["values"], "drop_val_inv", sign=True),
+            _number(summary["values"], "worst_group", "bal", "accuracy"),
+        ]
+        for summary in summaries
+    ]
+    return ScoreTable(
+        "accuracy",
+        "Accuracy in %, mean ± half the 95 % interval over seeds. Val: correlated as in training; Inv: inverted; Bal: "
+        "none.",
+        [*header, "y Val - Inv", "worst group Bal"],
+        lines,
+    )
+
+
+def _ranking(summaries: Sequence[Mapping[str, Any]]) -> ScoreTable | None:
+    scores = {
+        "AUROC": lambda subset: ("auroc", subset, "y"),
+        "balanced accuracy": lambda subset: ("balanced_accuracy", subset, "y"),
+        "worst group": lambda subset: ("worst_group", subset, "accuracy"),
+    }
+    found = {path for summary in summaries for path in summary["values"]}
+    columns = {
+        f"{name} {title}": path(subset)
+        for name, path in scores.items()
+        for subset, title in SETS.items()
+        if path(subset) in found
+    }
+    if not columns:
+        return None
+    lines = [
+        [summary["title"], *(_number(summary["values"], *path) for path in columns.values())] for summary in summaries
+    ]
+    return ScoreTable(
+        "ranking", "Other scores of y, in %. A worst group in few images is uncertain.", ["method", *columns], lines
+    )
+
+
+def _probes(summaries: Sequence[Mapping[str, Any]], tasks: Sequence[str], chance: Mapping[str, float]) -> ScoreTable:
+    pairs = [(a, b) for a in tasks for b in tasks if a != b]
+    lines = [
+        [
+            summary["title"],
+            *(_number(summary["values"], "probes", "linear", f"f_{a}", b) for a, b in pairs),
+            *(_number(summary["values"], "probes", "knn", "f_y", b) for b in tasks[1:]),
+        ]
+        for summary in summaries
+    ]
+    lines.append(["chance", *(f"{100 * chance[b]:.1f}" for b in [b for _, b in pairs] + list(tasks[1:]))])
+    return ScoreTable(
+        "probes",
+        "What fresh linear probes (and kNN) read from each feature block on Bal, in %.",
+        ["method", *(f"f_{a} -> {b}" for a, b in pairs), *(f"f_y -> {b}, kNN" for b in tasks[1:])],
+        lines,
+    )
+
+
+def _ablation(ours: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]]) -> ScoreTable | None:
+    switches = {
+        "mimmx_no_dls_no_caw": ("no", "no"),
+        "mimmx_caw": ("no", "yes"),
+        "mimmx_dls": ("yes", "no"),
+        "mimmx": ("yes", "yes"),
+    }
+    lines = []
+    for summary in (summary for summary in ours if summary["name"] in switches):
+        paper: Values = next((other["values"] for other in published if other["name"] == summary["name"]), {})
+        sweep = "" if summary["agreement"] is None else f" @ {summary['agreement']:g}"
+        dls, caw = switches[summary["name"]]
+        row = [f"DLS {dls}, CAW {caw}{sweep}"]
+        for values in (summary["values"], paper):
+            row += [_number(values, "accuracy", subset, "y") for subset in SETS]
+            row.append(_number(values, "drop_val_inv", sign=True))
+        lines.append(row)
+    if len(lines) < 2:
+        return None
+    columns = [f"y {title}" for title in SETS.values()] + ["y Val - Inv"]
+    return ScoreTable(
+        "ablation",
+        "Ablation of MIMM-X as published, on correlated batches: with and without Dynamic Loss Scaling (DLS) and the "
+        "Confounder Attention Weighter (CAW).",
+        ["MIMM-X", *columns, *(f"{column}, published" for column in columns)],
+        lines,
+    )
+
+
+def _differences(done: Sequence[Mapping[str, Any]]) -> ScoreTable | None:
+    """The table of paired differences; nothing where there is no pair."""
     names = {row["name"] for row in done}
     reference = "rebalance" if "rebalance" in names else "baseline"
     scores = {
@@ -264,10 +502,13 @@ def _differences(done: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for name, agreement in dict.fromkeys(key for found in differences.values() for key in found):
         values = {path: found[name, agreement] for path, found in differences.items() if (name, agreement) in found}
-        lines.append([_title(name, agreement), *(_number(values, *path, sign=True) for path in scores.values())])
+        title = row_title({"name": name, "agreement": agreement})
+        lines.append([title, *(_number(values, *path, sign=True) for path in scores.values())])
     if not lines:
-        return []
-    return [
+        return None
+    return ScoreTable(
+        "differences",
         f"Difference to `{reference}` with the same seed, in points, mean ± half the 95 % interval over seeds.",
-        _markdown(["method", *scores], lines),
-    ]
+        ["method", *scores],
+        lines,
+    )

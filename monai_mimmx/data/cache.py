@@ -244,7 +244,9 @@ def _available_memory() -> int | None:
 
 def _whereabouts(pixels: np.ndarray) -> str:
     """One line: how many images there are, and whether they are served from memory or from the disk."""
-    what = f"{len(pixels)} images of {'x'.join(map(str, pixels.shape[1:]))} {pixels.dtype}, {pixels.nbytes / 1e9:.2f} GB"
+    what = (
+        f"{len(pixels)} images of {'x'.join(map(str, pixels.shape[1:]))} {pixels.dtype}, {pixels.nbytes / 1e9:.2f} GB"
+    )
     if not isinstance(pixels, np.memmap):
         return f"{what}, in memory"
     free = _available_memory()

@@ -321,6 +321,7 @@ def read_table(
     split_column: str = "split",
     image_root: str | os.PathLike[str] | None = None,
     prepare: Callable[[pd.DataFrame, Path], tuple[pd.DataFrame, dict[str, int]]] | None = None,
+    unmatched: str = "exclude",
     check_images: bool = True,
 ) -> pd.DataFrame:
     """Read a CSV table and turn its attribute columns into class indices.
@@ -337,6 +338,8 @@ def read_table(
         image_root: folder that relative image paths start from; None: the table's folder.
         prepare: turns the whole table (text, blanks as NA) into one with the columns above, and counts the rows that it
             leaves out by reason, such as `CheXpertColumns`.
+        unmatched: of a spurious factor's value that matches none of its rules: "exclude" the row, or count the value as
+            "unknown", like a blank.
         check_images: raise for image files that do not exist.
 
     Returns:
@@ -362,6 +365,8 @@ def read_table(
         ([[0, 0], [1, 1]], {'age matches no rule (55 to 55)': 1})
     """
     path = Path(path).expanduser().absolute()
+    if unmatched not in ("exclude", "unknown"):
+        raise ValueError(f"expected unmatched to be 'exclude' or 'unknown', got {unmatched!r}")
     parsed = parse_tasks(tasks)
     required = list(dict.fromkeys([image_column, subject_column, *(task.column for task in parsed)]))
     table = _read_columns(path, [] if prepare else required, [split_column], everything=prepare is not None)
@@ -385,6 +390,8 @@ def read_table(
         labels[task.name], reasons = _classify(table[task.column], task, path)
         if index == 0:
             reasons = {f"{task.name} is blank": labels[task.name] == -1, **reasons}
+        elif unmatched == "unknown":
+            labels[task.name], reasons = np.maximum(labels[task.name], -1), {}
         for reason, rows in reasons.items():
             if count := int((rows & keep).sum()):
                 excluded[reason] = count

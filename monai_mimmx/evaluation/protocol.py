@@ -109,6 +109,7 @@ class ExperimentEvaluation:
             "version": monai_mimmx.__version__,
             "config": self.settings,
             **scores,
+            "n": {"train": len(self.data["train"]), **scores["n"]},
             "interval": {name: list(bootstrap_interval(subset, "accuracy")) for name, subset in test.items()},
             "probe": probes["linear"],
             "probes": probes,

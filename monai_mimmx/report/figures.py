@@ -17,9 +17,13 @@ from matplotlib.figure import Figure
 __all__ = [
     "accuracy_figure",
     "cooccurrence_figure",
+    "courses_figure",
+    "gap_figure",
+    "interval_figure",
     "probe_figure",
     "sample_figure",
     "save_figures",
+    "strength_figure",
     "training_figure",
     "tsne_figure",
     "upright",
@@ -87,10 +91,18 @@ def accuracy_figure(scores: Mapping[str, Any], title: str = "") -> Figure:
     return figure
 
 
-def probe_figure(probes: Mapping[str, Mapping[str, Any]]) -> Figure:
+def probe_figure(
+    probes: Mapping[str, Mapping[str, Any]],
+    *,
+    title: str = "{} probe: column's label read from row's block (%)",
+) -> Figure:
     """
     Heat maps of what `probe_matrix` returns: rows are feature blocks, columns the tasks read from them, numbers in %.
     The colour is the distance above chance, so that a clean block is white off its own column.
+
+    Args:
+        probes: name to matrix `{block: {task: accuracy}}`, and "chance" `{task: accuracy}` where known.
+        title: of each heat map; `{}` stands for its name.
     """
     names = [name for name in probes if name != "chance"]
     chance = probes.get("chance", {})
@@ -112,7 +124,7 @@ def probe_figure(probes: Mapping[str, Mapping[str, Any]]) -> Figure:
         ]
         ax.set_xticks(range(len(keys)), ticks, fontsize=SMALL)
         ax.set_yticks(range(len(blocks)), [_label(block, 18) for block in blocks], fontsize=SMALL)
-        ax.set_title(f"{name} probe: column's label read from row's block (%)", fontsize=10)
+        ax.set_title(title.format(name), fontsize=10)
         ax.tick_params(length=0)
     return figure
 
@@ -257,6 +269,146 @@ def cooccurrence_figure(
                 ax.set_ylabel(f"{_label(subset)}\n{_label(task_names[0])}", fontsize=SMALL)
             if row == 0:
                 ax.set_title(_label(task_names[factor], 20), fontsize=10)
+    return figure
+
+
+def gap_figure(
+    scores: Mapping[str, Mapping[str, Sequence[float]]],
+    published: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+) -> Figure:
+    """
+    The accuracy of y on Val, Inv and Bal, a line per method: the shorter the bar from Val to Inv, the smaller the shortcut.
+
+    Args:
+        scores: method to `{"val": values, "inv": .., "bal": ..}`, fractions, a value per seed; the mean is a large mark,
+            each seed a small one.
+        published: the same for published figures, drawn hollow above the method's own.
+    """
+    methods = list(scores)
+    figure = _figure(0.45 * len(methods) + 1.3)
+    ax = figure.subplots()
+    for row, method in enumerate(methods):
+        for values, lift, filled in ((scores[method], 0.0, True), ((published or {}).get(method, {}), -0.28, False)):
+            means = {key: 100 * float(np.mean(values[key])) for key in SUBSETS if len(values.get(key, ()))}
+            if "val" in means and "inv" in means:
+                ax.plot([means["val"], means["inv"]], [row + lift] * 2, color="#999999", linewidth=3 if filled else 1)
+            for (key, title), colour, marker in zip(SUBSETS.items(), COLOURS, "osD"):
+                if key not in means:
+                    continue
+                label = title if filled and row == 0 else ""
+                face = colour if filled else "white"
+                size = 55 if filled else 22
+                ax.scatter(means[key], row + lift, size, face, marker=marker, edgecolors=colour, label=label, zorder=3)
+                if filled and len(values[key]) > 1:
+                    seeds = 100 * np.asarray(values[key], dtype=float)
+                    ax.scatter(seeds, [row + 0.22] * len(seeds), 8, colour, marker=marker, alpha=0.7, linewidths=0)
+    ax.set_yticks(range(len(methods)), [_label(method, 24) for method in methods])
+    ax.set_ylim(len(methods) - 0.5, -0.6)
+    ax.set_xlabel("accuracy of y (%)", fontsize=SMALL)
+    _plain(ax)
+    ax.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=SMALL, frameon=False)
+    return figure
+
+
+def interval_figure(values: Mapping[str, tuple[float, float, float, float]]) -> Figure:
+    """
+    Estimates with their intervals, a line each, and the value of chance as a dashed mark.
+
+    Args:
+        values: name to (estimate, lower end, upper end, chance), fractions.
+    """
+    figure = _figure(0.36 * len(values) + 0.9)
+    ax = figure.subplots()
+    for row, (value, low, high, chance) in enumerate(values.values()):
+        colour = COLOURS[4] if low > chance else COLOURS[0]
+        ax.plot([100 * low, 100 * high], [row, row], color=colour, linewidth=2)
+        ax.plot(100 * value, row, "o", color=colour)
+        ax.plot([100 * chance] * 2, [row - 0.45, row + 0.45], "--", color="#444444", linewidth=1.2)
+    ax.set_yticks(range(len(values)), [_label(name, 30) for name in values])
+    ax.set_ylim(len(values) - 0.5, -0.5)
+    ax.set_xlabel("accuracy (%)", fontsize=SMALL)
+    _plain(ax)
+    ax.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def _lines(ax: Axes, name: str, place: int, x: Sequence[float], y: Sequence[float]) -> Any:
+    """One method's line; where values are missing its neighbours are joined."""
+    seen = np.isfinite(np.asarray(y, dtype=float))
+    style: dict[str, Any] = {
+        "color": COLOURS[place % len(COLOURS)],
+        "linestyle": DASHES[place // len(COLOURS) % len(DASHES)],
+    }
+    style["marker"] = "o" if seen.sum() < 8 else ""
+    return ax.plot(
+        np.asarray(x)[seen], np.asarray(y)[seen], linewidth=1.6, markersize=4, label=_label(name, 26), **style
+    )[0]
+
+
+def strength_figure(curves: Mapping[str, Mapping[str, Mapping[float, float]]]) -> Figure:
+    """
+    How the scores move with the strength of the spurious correlation: a panel per score, a line per method.
+
+    Args:
+        curves: title of the panel to method to `{agreement: score in %}`.
+    """
+    return _panels(
+        {
+            title: {name: (list(points), list(points.values())) for name, points in lines.items()}
+            for title, lines in curves.items()
+        },
+        "agreement P(z = y) in training",
+    )
+
+
+def courses_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """
+    The course of several trainings in common panels: loss of y, mutual information, gamma of y, what the model is selected
+    by. Panels without data are left out.
+
+    Args:
+        histories: method to its rows per epoch, see `training_figure`.
+    """
+    panels = {
+        "task loss of y (cross-entropy, nats)": ("loss_y", 1.0),
+        "mutual information (nats)": ("mi", 1.0),
+        "loss scale gamma of y": ("gamma_y", 1.0),
+        "accuracy of y on the select set (%)": ("select_accuracy_y", 100.0),
+        "robust accuracy of y on the select set (%)": ("select_robust", 100.0),
+    }
+    drawn: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for title, (key, scale) in panels.items():
+        for name, history in histories.items():
+            values = _series(history, key).get("")
+            if values is not None:
+                drawn.setdefault(title, {})[name] = (
+                    [row["epoch"] for row in history],
+                    [scale * value for value in values],
+                )
+    return _panels(drawn, "epoch")
+
+
+def _panels(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], xlabel: str) -> Figure:
+    """Panels below one another, with one legend for the names in all of them."""
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    figure = _figure(1.9 * max(1, len(panels)) + 0.25 * -(-len(names) // 2) + 0.4)
+    axes = figure.subplots(max(1, len(panels)), sharex=True, squeeze=False)[:, 0]
+    handles: dict[str, Any] = {}
+    for ax, (title, lines) in zip(axes, panels.items()):
+        for name, (x, y) in lines.items():
+            handles[name] = _lines(ax, name, names.index(name), x, y)
+        ax.set_title(title, fontsize=10, loc="left")
+        _plain(ax)
+    axes[-1].set_xlabel(xlabel, fontsize=SMALL)
+    figure.legend(
+        handles=list(handles.values()),
+        loc="outside lower center",
+        ncols=2,
+        fontsize=SMALL,
+        frameon=False,
+        handlelength=3,
+    )
     return figure
 
 

@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 from monai.config import KeysCollection
@@ -21,6 +22,20 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 def _to_gray(picture: Any) -> Any:
     """A colour, palette or transparent picture in 8 bits; grey ones of any depth stay as they are."""
     return picture if picture.mode in ("L", "F") or picture.mode.startswith("I") else picture.convert("L")
+
+
+@contextlib.contextmanager
+def quiet_readers() -> Iterator[None]:
+    """Make MONAI's image readers without its word on a GPU decoder that is not installed, which it gives each time."""
+    plugin = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
+    level = plugin.level
+    plugin.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+            yield
+    finally:
+        plugin.setLevel(level)
 
 
 class LoadGrayscaled(MapTransform):
@@ -49,15 +64,9 @@ class LoadGrayscaled(MapTransform):
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        # MONAI tells of a GPU decoder that is not installed whenever it lists its DICOM readers.
-        plugin = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
-        level = plugin.level
-        plugin.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+        with quiet_readers():
             self._picture = LoadImage(PILReader(converter=_to_gray), image_only=True, ensure_channel_first=True)
             self._other = LoadImage(image_only=True, ensure_channel_first=True)
-        plugin.setLevel(level)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The data with an image, a `MetaTensor`, in place of each path."""

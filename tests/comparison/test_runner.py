@@ -132,6 +132,15 @@ def test_what_another_process_finished_meanwhile_is_not_run_again(bundle):
     assert counts["finished"] == 1 and counts["skipped"] == 1 and not (second.folder / "log.txt").exists()
 
 
+def test_half_written_metrics_are_run_again(bundle):
+    made = [quick(run) for run in runs(bundle, "baseline")]
+    execute_runs(made, progress=False, report=lambda line: None)
+    (made[0].folder / "metrics.json").write_text('{"accuracy": {"val"')
+    assert not made[0].is_finished
+    assert execute_runs(made, progress=False, report=lambda line: None)["finished"] == 1
+    assert made[0].is_finished
+
+
 def test_other_options_in_the_same_folder_are_refused(bundle):
     execute_runs([quick(run) for run in runs(bundle, "baseline")], progress=False, report=lambda line: None)
     with pytest.raises(ValueError, match="with other options .wait: None there, 1 now.: name another output_dir"):
@@ -204,6 +213,11 @@ def test_compare_writes_tables(bundle, capsys):
     assert "| baseline | 1 | 90.0 | 60.0 | 70.0 |" in printed and "1 finished, 1 failed" in printed
     assert "| baseline | 1 | 90.0 |" in (output / "tables.md").read_text()
     assert [row["name"] for row in json.loads((output / "rows.json").read_text())] == ["baseline", "dcor"]
+    assert (
+        f"report: {output / 'report.html'}" in printed
+        and "1 runs finished, 1 failed" in (output / "report.html").read_text()
+    )
+    assert json.loads((output / "baseline/seed_0/run.json").read_text())["bundle"] == str(bundle)
     docs = bundle / "docs"
     assert main(["report", str(output), "--docs", str(docs)]) == 0
     results = (docs / "results.md").read_text()

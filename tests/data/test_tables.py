@@ -56,6 +56,16 @@ def test_labels_and_columns(tmp_path):
     assert frame.attrs["excluded"] == {}
 
 
+def test_values_without_a_rule_can_count_as_unknown(tmp_path):
+    rows = [*GOOD, "e.png,5,40,X", "f.png,6,54,F", "g.png,7,70,"]
+    assert read(tmp_path, rows)["sex"].tolist() == [0, 1, 1, 0, -1]
+    frame = read(tmp_path, rows, unmatched="unknown")
+    assert frame["sex"].tolist() == [0, 1, 1, 0, -1, -1]
+    assert frame.attrs["excluded"] == {"age_group matches no rule (54 to 54)": 1}  # of y a value needs a rule
+    with pytest.raises(ValueError, match="unmatched to be 'exclude' or 'unknown', got 'keep'"):
+        read(tmp_path, rows, unmatched="keep")
+
+
 def test_numbers_match_however_they_are_written(tmp_path):
     tasks = [{"name": "e", "column": "e", "negative": [0], "positive": ["1.0"]}, SEX]
     rows = ["a.png,1,1,F", "b.png,2, 1.0 ,M", "c.png,3,0.0,F", "d.png,4,1.00,M", "e.png,5,0,M"]

@@ -16,9 +16,12 @@ from matplotlib.text import Text
 from monai_mimmx.report.figures import (
     accuracy_figure,
     cooccurrence_figure,
+    courses_figure,
+    gap_figure,
     probe_figure,
     sample_figure,
     save_figures,
+    strength_figure,
     training_figure,
     tsne_figure,
     upright,
@@ -57,6 +60,8 @@ HISTORY = [
     for e in range(1, 21)
 ]
 LABELS = np.array([[0, 0, 0], [0, 0, 2], [0, 1, 1], [1, 1, -1], [1, -1, 2], [-1, 0, 0]])
+METHODS = ["baseline", "rebalance", "mimmx_no_dls_no_caw", "mimmx_balanced", *(f"method_{i}" for i in range(14))]
+POINTS = {name: {"val": [0.9, 0.92], "inv": [0.2 + i / 30, 0.3], "bal": [0.7, 0.71]} for i, name in enumerate(METHODS)}
 
 
 def samples(shape=(1, 12, 10), k: int = 6) -> np.ndarray:
@@ -76,6 +81,11 @@ FIGURES = {
         ["age group", "sex", LONG],
         [["young", "old"], ["female", "male"], ["NAKO", "UK Biobank", "third site"]],
     ),
+    "gaps": lambda: gap_figure(POINTS, {"rebalance": {"val": [0.9], "inv": [0.8]}}),
+    "strength": lambda: strength_figure(
+        {title: {name: {0.5: 90.0, 0.9: 80.0} for name in METHODS} for title in ("y on Inv (%)", "y on Bal (%)")}
+    ),
+    "courses": lambda: courses_figure({name: HISTORY for name in METHODS}),
     "samples": lambda: sample_figure(samples(), [f"age {i}, sex female, site UK Biobank" for i in range(6)]),
 }
 
@@ -138,6 +148,39 @@ def test_probe_numbers_stand_in_row_and_column():
     assert cells == {(0, 0): "91", (1, 0): "62", (0, 1): "53", (1, 1): "84"}
     assert [label.get_text() for label in axes_of(figure)[0].get_yticklabels()] == ["f_y", "f_sex"]
     assert "none" in texts_of(probe_figure(PROBES))
+
+
+def test_gap_lies_between_val_and_inv():
+    figure = gap_figure(
+        {"a": {"val": [0.9, 0.8], "inv": [0.3, 0.5], "bal": [0.6, 0.6]}}, {"a": {"val": [0.7], "inv": [0.1]}}
+    )
+    ax = axes_of(figure)[0]
+    bars = [(line.get_xdata(), line.get_ydata()) for line in ax.lines]
+    np.testing.assert_allclose(bars[0][0], [85, 40])
+    np.testing.assert_allclose(bars[1][0], [70, 10])
+    assert bars[1][1][0] < bars[0][1][0]  # above, on an axis that points down
+    seeds = [
+        np.asarray(marks.get_offsets())[:, 0].tolist() for marks in ax.collections if len(marks.get_offsets()) == 2
+    ]
+    np.testing.assert_allclose(seeds, [[90, 80], [30, 50], [60, 60]])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Val", "Inv", "Bal"]
+
+
+def test_courses_are_those_of_the_histories():
+    figure = courses_figure({"a": [{"epoch": 1, "loss_y": 0.5}, {"epoch": 2, "loss_y": 0.4}], "b": HISTORY})
+    titles = [ax.get_title(loc="left") for ax in axes_of(figure)]
+    assert titles[0].startswith("task loss of y") and titles[1].startswith("mutual information")
+    first, second = axes_of(figure)[0].lines
+    assert (first.get_xdata().tolist(), first.get_ydata().tolist()) == ([1, 2], [0.5, 0.4])
+    assert len(second.get_xdata()) == 20 and len(axes_of(figure)[1].lines) == 1  # a has no mutual information
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+
+
+def test_strength_has_a_panel_per_score_and_a_line_per_method():
+    figure = strength_figure({"Inv": {"a": {0.5: 90.0, 0.9: 60.0}}, "Bal": {"a": {0.5: 90.0}, "b": {0.9: 1.0}}})
+    upper, lower = axes_of(figure)
+    assert (upper.lines[0].get_xdata().tolist(), upper.lines[0].get_ydata().tolist()) == ([0.5, 0.9], [90, 60])
+    assert len(lower.lines) == 2 and lower.lines[1].get_color() != upper.lines[0].get_color()
 
 
 def test_training_leaves_out_panels_without_data():

@@ -1,0 +1,307 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The audit of a trained classifier from its config, checkpoint and a table of images, with its page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from monai.bundle import ConfigParser
+from torch import nn
+
+from monai_mimmx.audit.attributes import audit_attributes, audit_verdict
+from monai_mimmx.audit.features import extract_features
+from monai_mimmx.data import Task, parse_tasks, read_table
+from monai_mimmx.errors import check_writable
+from monai_mimmx.evaluation.protocol import write_json
+from monai_mimmx.report.figures import gap_figure, interval_figure, save_figures
+from monai_mimmx.report.page import html_table, picture, section, write_page
+from monai_mimmx.transforms.load_grayscale import quiet_readers
+
+__all__ = ["attribute_tasks", "audit_classifier", "write_audit"]
+
+NETWORKS = ("network_def", "network", "net", "model")
+WEIGHTS = ("model", "state_dict", "network", "net")
+MAX_CLASSES, MIN_ROWS = 10, 20
+
+
+def attribute_tasks(
+    table: str | os.PathLike[str],
+    label: str | Mapping[str, Any],
+    *,
+    columns: Sequence[str] | None = None,
+    without: Sequence[str] = ("image", "subject", "split"),
+) -> tuple[list[Task], dict[str, str]]:
+    """
+    Tasks for the label and for every column of a table that can be audited.
+
+    Numbers with more than 10 different values are cut at their median. Of other columns each value is a class; values in
+    fewer than 20 rows count as unknown.
+
+    Args:
+        table: a CSV file.
+        label: the label as a task (see `parse_tasks`), or its column: its sorted values are then the classes, in the
+            order of the network's outputs.
+        columns: to audit; by default all but the label's and `without`.
+        without: columns that are no attributes.
+
+    Returns:
+        The label's task and one task per attribute; and, of columns that are left out, the reason.
+
+    Raises:
+        FileNotFoundError: if there is no table.
+        ValueError: for an unknown column, or a table without a column that can be audited.
+    """
+    path = Path(table)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no table {path}")
+    frame = pd.read_csv(path, dtype=str, encoding="utf-8-sig").rename(columns=str.strip)
+    frame = frame.apply(lambda values: values.str.strip()).replace("", np.nan)
+    label_column = label if isinstance(label, str) else str(label.get("column"))
+    if columns is None:
+        columns = [name for name in frame.columns if name not in (*without, label_column)]
+    for name in (label_column, *columns):
+        if name not in frame.columns:
+            raise ValueError(f"{path} has no column {name!r}: it has {', '.join(map(repr, frame.columns))}")
+    if isinstance(label, str):
+        values = sorted(frame[label].dropna().unique(), key=_order)
+        if not 2 <= len(values) <= MAX_CLASSES:
+            raise ValueError(
+                f"{path}: the label's column {label!r} has {len(values)} different values; give its classes as a task, such "
+                f'as {{"name": "{label}", "column": "{label}", "negative": [0], "positive": [1]}}'
+            )
+        label = {"name": label, "column": label, "classes": [[value] for value in values]}
+    tasks, left_out = [label], {}
+    for name in columns:
+        rules = _rules(frame[name].dropna())
+        if isinstance(rules, str):
+            left_out[name] = rules
+        else:
+            tasks.append({"name": name, "column": name, "classes": rules})
+    if len(tasks) < 2:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "it has no other column"
+        raise ValueError(f"{path} has no column to audit ({reasons}): name some by --columns")
+    return parse_tasks(tasks), left_out
+
+
+def _order(value: str) -> tuple[bool, float, str]:
+    number = pd.to_numeric(value, errors="coerce")
+    return (bool(pd.isna(number)), 0.0 if pd.isna(number) else float(number), value)
+
+
+def _rules(values: pd.Series) -> list[Any] | str:
+    """Rules of the classes of a column, or why it has none."""
+    counts = values.value_counts()
+    numbers = pd.to_numeric(values, errors="coerce")
+    if len(counts) > MAX_CLASSES and numbers.notna().all():
+        middle = float(numbers.median())
+        middle = middle if (numbers > middle).any() else float(numbers[numbers < middle].max())
+        return [f"<= {middle:.10g}", f"> {middle:.10g}"]
+    frequent = [str(value) for value in counts.index[counts >= MIN_ROWS]]
+    if len(frequent) > MAX_CLASSES or (len(counts) > MAX_CLASSES and len(frequent) < 2):
+        return f"{len(counts)} different values, not all of them numbers"
+    if len(frequent) < 2:
+        return f"fewer than two values stand in {MIN_ROWS} rows or more"
+    return [[value] for value in sorted(frequent, key=_order)]
+
+
+def audit_classifier(
+    config: str | Sequence[str],
+    ckpt: str | os.PathLike[str],
+    table: str | os.PathLike[str],
+    *,
+    label: str | Mapping[str, Any],
+    output_dir: str | os.PathLike[str],
+    columns: Sequence[str] | None = None,
+    image_column: str = "image",
+    subject_column: str = "subject",
+    network: str | None = None,
+    preprocessing: str = "preprocessing",
+    layer: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    batch_size: int = 32,
+    num_workers: int = 0,
+) -> dict[str, Any]:
+    """
+    Audit a trained classifier on a table of images: what its features and predictions tell of every column.
+
+    The images should be such that the network was not trained on.
+
+    Args:
+        config: MONAI config file, or several, with the network and the preprocessing; of a bundle: `inference.json`.
+        ckpt: its weights: a state dict, or a mapping that holds one as "model", "state_dict", "network" or "net".
+        table: CSV with a row per image.
+        label: what the network predicts, see `attribute_tasks`.
+        output_dir: gets `audit.json`, `report.html` and its pictures.
+        columns: to audit, see `attribute_tasks`.
+        image_column: column of the image files, absolute or relative to the table.
+        subject_column: column of the subject; where the table has none, each image is a subject of its own.
+        network: id of the network in the config; by default the first of "network_def", "network", "net", "model".
+        preprocessing: id of the transform of `{"image": file}`.
+        layer: module whose output is taken as features, see `extract_features`.
+        options: values that replace those of the config.
+        device: where to run; by default a GPU, if there is one.
+        batch_size: images per forward pass.
+        num_workers: of the data loader.
+
+    Returns:
+        What `audit_attributes` found, with "verdict" for each attribute, "left_out" (column to reason) and "excluded"
+        (rows by reason).
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: an id or column that is not there, or weights that do not fit.
+
+    Example:
+        `audit_classifier("my/inference.json", "my/model.pt", "test.csv", label="sick", output_dir="audit")`
+    """
+    check_writable(output_dir)
+    for file in [config] if isinstance(config, str) else config:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"there is no config {file}")
+    if not Path(ckpt).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {ckpt}")
+    tasks, left_out = attribute_tasks(
+        table, label, columns=columns, without=(image_column, subject_column, "image", "subject", "split")
+    )
+    header = pd.read_csv(table, nrows=0, encoding="utf-8-sig").columns.str.strip()
+    frame = read_table(
+        table,
+        tasks,
+        image_column=image_column,
+        subject_column=subject_column if subject_column in header else image_column,
+        unmatched="unknown",
+    )
+    parser = ConfigParser()
+    parser.read_config(config)
+    parser.update(dict(options or {}))
+    names = [network] if network is not None else [name for name in NETWORKS if name in parser.get()]
+    for name in [*names[:1], preprocessing]:
+        if name not in parser.get():
+            raise ValueError(f"the config has no {name!r}: name the ids of the network and the preprocessing it has")
+    if not names:
+        raise ValueError(f"the config has none of {', '.join(NETWORKS)}: name the id of the network")
+    module = parser.get_parsed_content(names[0])
+    _load(module, Path(ckpt))
+    with quiet_readers():
+        transform = parser.get_parsed_content(preprocessing)
+    logits, features = extract_features(
+        module,
+        frame["image"].tolist(),
+        transform,
+        num_classes=tasks[0].num_classes,
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        layer=layer,
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )
+    found = audit_attributes(
+        logits,
+        features,
+        frame[tasks[0].name].to_numpy(),
+        {task.name: frame[task.name].to_numpy() for task in tasks[1:]},
+        frame["subject"],
+        class_names={"y": tasks[0].class_names, **{task.name: task.class_names for task in tasks[1:]}},
+    )
+    for attribute in found["attributes"].values():
+        attribute["verdict"] = audit_verdict(attribute)
+    found |= {"left_out": left_out, "excluded": frame.attrs["excluded"], "label": tasks[0].name}
+    write_json(Path(output_dir) / "audit.json", found)
+    write_audit(output_dir, found, title=f"Audit of {Path(ckpt).name}")
+    return found
+
+
+def _load(network: nn.Module, path: Path) -> None:
+    """Load the weights of a checkpoint, of which the entry that holds them may have any usual name."""
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    weights = next((stored[name] for name in WEIGHTS if isinstance(stored.get(name), Mapping)), stored)
+    weights = {key.removeprefix("module."): value for key, value in weights.items()}  # of DistributedDataParallel
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint {path} does not fit the network of the config: {error}") from error
+
+
+def write_audit(folder: str | os.PathLike[str], found: Mapping[str, Any], *, title: str) -> Path:
+    """Write `report.html` and the pictures of an audit; the path of the page."""
+    done = {name: values for name, values in found["attributes"].items() if "skipped" not in values}
+    body = section(
+        "At a glance",
+        "Gap: what accuracy is lost, in points, where the association of the attribute with the label is turned round; "
+        "above 5 a shortcut, below -5 an over-correction. Read from predictions and features: what a probe makes of them "
+        "in images of equal label; chance in brackets. Intervals of 95 %, by subject.",
+    )
+    body += html_table(
+        [
+            "attribute",
+            "verdict",
+            "gap",
+            "from predictions (%)",
+            "from features (%)",
+            "association with the label",
+            "images",
+        ],
+        [
+            [
+                name,
+                values["verdict"],
+                _with_interval(values["gap"], sign=True),
+                f"{_with_interval(values['predictions'])} ({100 * values['chance']:.0f})",
+                f"{_with_interval(values['features'])} ({100 * values['chance']:.0f})",
+                f"{values['association']:.2f}",
+                values["n"],
+            ]
+            for name, values in done.items()
+        ],
+        kind="words",
+    )
+    if done:
+        figures = {
+            "gaps": gap_figure(
+                {name: {key: [value] for key, value in v["accuracy"].items()} for name, v in done.items()}
+            ),
+            "readings": interval_figure(
+                {
+                    f"{name}, from {source}": (values[source]["value"], *values[source]["interval"], values["chance"])
+                    for name, values in done.items()
+                    for source in ("predictions", "features")
+                }
+            ),
+        }
+        captions = {
+            "gaps": "Accuracy of the label, reweighted: Val as the attribute and the label occur together, Bal as if they "
+            "were independent, Inv with the association turned round.",
+            "readings": "What probes read, among images of equal label; the dashed line is chance.",
+        }
+        for path in save_figures(figures, folder):
+            body += picture(path.stem, path.read_bytes(), captions[path.stem])
+        body += section("Worst groups", "For each attribute, the accuracy of the label in every cell; the worst first.")
+        body += html_table(
+            ["attribute", "cell", "accuracy (%)", "images"],
+            [
+                [name, group["cell"], f"{100 * group['accuracy']:.1f}", group["n"]]
+                for name, values in done.items()
+                for group in sorted(values["groups"], key=lambda group: group["accuracy"])
+            ],
+            kind="words",
+        )
+    skipped = {name: values["skipped"] for name, values in found["attributes"].items() if "skipped" in values}
+    for heading, rows in (("Not audited", {**skipped, **found["left_out"]}), ("Excluded rows", found["excluded"])):
+        if rows:
+            body += section(heading, "") + html_table(["what", "why, or how many"], rows.items(), kind="settings")
+    auroc = "" if found["auroc"] is None else f", AUROC {100 * found['auroc']:.1f} %"
+    subtitle = f"{found['label']}: accuracy {100 * found['accuracy']:.1f} %{auroc}, {found['n']} images"
+    return write_page(folder, body, title=title, subtitle=subtitle)
+
+
+def _with_interval(estimate: Mapping[str, Any], *, sign: bool = False) -> str:
+    form = "+.1f" if sign else ".1f"
+    low, high = estimate["interval"]
+    return f"{100 * estimate['value']:{form}} [{100 * low:{form}}, {100 * high:{form}}]"

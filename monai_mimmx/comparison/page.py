@@ -1,0 +1,182 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""One page about a whole comparison: its tables, pictures over all methods, and pictures of single runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from monai_mimmx.comparison.tables import SETS, collect_rows, format_tables, make_tables, notes, row_title, summarise
+from monai_mimmx.evaluation.protocol import write_json
+from monai_mimmx.handlers import read_history
+from monai_mimmx.report.figures import courses_figure, gap_figure, probe_figure, save_figures, strength_figure
+from monai_mimmx.report.page import html_table, picture, section, write_page
+
+__all__ = ["write_comparison"]
+
+HEADINGS = {
+    "summary": "At a glance",
+    "accuracy": "Accuracy",
+    "ranking": "Other scores",
+    "probes": "Disentanglement",
+    "ablation": "Ablation",
+    "differences": "Paired differences",
+}
+CAPTIONS = {
+    "gaps": "Accuracy of y on the three test sets: the bar from Val to Inv is what the spurious factors do to a method. "
+    "Small marks: single seeds. Hollow: published figures, on other data.",
+    "leaks": "What fresh probes read from f_y, mean over seeds: y should be read, the factors not. White is chance.",
+    "courses": "The courses of the trainings, lowest seed of each method.",
+    "strength": "Scores over the strength of the spurious correlation in training, mean over seeds.",
+}
+OF_RUN = {
+    "tsne": "t-SNE of each feature block on Bal, coloured by each label: a block should separate its own label only.",
+    "training": "The course of the training.",
+}
+OF_DATA = {
+    "samples": "One image of every cell of the Bal set.",
+    "cooccurrence": "How often the primary label and each factor occur together in every subset.",
+}
+
+
+def write_comparison(
+    folder: str | os.PathLike[str], published: Sequence[Mapping[str, Any]] = (), *, title: str | None = None
+) -> Path:
+    """
+    Write what a comparison found, beside its runs: `report.html` (self-contained), `tables.md`, `rows.json`, `rows.csv`,
+    `table_<name>.csv`, and the pictures as PNG.
+
+    Args:
+        folder: the comparison's `output_dir`; or one that only holds the `rows.json` of a comparison, for a page without
+            pictures of single runs.
+        published: of `read_published`.
+        title: of the page; by default the folder's name.
+
+    Returns:
+        Path of `report.html`.
+
+    Raises:
+        FileNotFoundError: if there is no run.
+
+    Example:
+        `write_comparison("compare", read_published("bundles/brain_age/docs/published.json"))`
+    """
+    folder = Path(folder)
+    rows = collect_rows(folder)
+    write_json(folder / "rows.json", rows)
+    (folder / "tables.md").write_text(format_tables(rows, published) + "\n", encoding="utf-8")
+    pd.json_normalize(rows).to_csv(folder / "rows.csv", index=False)
+    title = title or f"Comparison of methods: {folder.resolve().name}"
+    failed = [(row["name"], row["seed"], row["error"]) for row in rows if "error" in row]
+    body = ""
+    if len(failed) < len(rows):
+        tables = {table.name: table for table in make_tables(rows, published)}
+        for table in tables.values():
+            pd.DataFrame(table.lines, columns=table.header).to_csv(folder / f"table_{table.name}.csv", index=False)
+        figures = _figures(folder, rows, published)
+        paths = save_figures(figures, folder)
+        pictures = {path.stem: picture(path.stem, path.read_bytes(), CAPTIONS[path.stem]) for path in paths}
+        body += "".join(f"<p>{escape(note)}</p>" for note in notes(rows, published))
+        after = {"summary": "gaps", "accuracy": "strength", "probes": "leaks"}
+        for name, table in tables.items():
+            body += section(HEADINGS[name], table.title) + html_table(table.header, table.lines)
+            body += pictures.get(after.get(name, ""), "")
+        if "courses" in pictures:
+            body += section("Training", "") + pictures["courses"]
+        body += _single_runs(folder, rows)
+    if failed:
+        body += section("Failed runs", "Their last line; log.txt in the run's folder holds all that it printed.")
+        body += html_table(["method", "seed", "error"], failed, kind="settings")
+    runs = f"{len(rows) - len(failed)} runs finished, {len(failed)} failed"
+    return write_page(folder, body, title=title, subtitle=runs)
+
+
+def _points(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Method to test set to the accuracy of y of each seed."""
+    points: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        for subset in SETS:
+            value = row["accuracy"].get(subset, {}).get("y")
+            if value is not None:
+                points.setdefault(row_title(row), {}).setdefault(subset, []).append(value)
+    return points
+
+
+def _figures(folder: Path, rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    done = [row for row in rows if "error" not in row]
+    figures = {"gaps": gap_figure(_points(done), _points(published))}
+    tasks = ["y", *done[0]["task_names"][1:]]
+    summaries = [summary for summary in summarise(done) if summary["seeds"]]
+    leaks = {
+        kind: {
+            row_title(summary): {
+                task: summary["values"].get(("probes", kind, "f_y", task), (None,))[0] for task in tasks
+            }
+            for summary in summaries
+        }
+        for kind in ("linear", "knn")
+    }
+    figures["leaks"] = probe_figure(
+        {**leaks, "chance": done[0]["probes"]["chance"]}, title="{} probe: column's label read from f_y (%)"
+    )
+    runs = _first_runs(folder, done)
+    histories = {name: read_history(path / "history.jsonl") for name, (_, path) in runs.items()}
+    if any(histories.values()):
+        figures["courses"] = courses_figure(histories)
+    panels = {
+        "y on Inv (%)": ("accuracy", "inv", "y"),
+        "y on Bal (%)": ("accuracy", "bal", "y"),
+        "y Val - Inv (points)": ("drop_val_inv",),
+        **{f"{task} read from f_y (%)": ("probes", "linear", "f_y", task) for task in tasks[1:]},
+    }
+    curves: dict[str, dict[str, dict[float, float]]] = {}
+    for title, path in panels.items():
+        for summary in summaries:
+            if isinstance(summary["agreement"], int | float) and path in summary["values"]:
+                curve = curves.setdefault(title, {}).setdefault(summary["name"], {})
+                curve[summary["agreement"]] = 100 * summary["values"][path][0]
+    if any(len(curve) > 1 for lines in curves.values() for curve in lines.values()):
+        figures["strength"] = strength_figure(curves)
+    return figures
+
+
+def _first_runs(folder: Path, done: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, Path]]:
+    """Each method (and agreement) to its lowest seed and that run's folder, where the folder is there."""
+    folders = {}
+    for path in folder.rglob("run.json"):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        folders[run["name"], run["options"].get("agreement"), run["seed"]] = path.parent
+    first: dict[str, tuple[int, Path]] = {}
+    for row in sorted(done, key=lambda row: row["seed"]):
+        key = (row["name"], row.get("agreement"), row["seed"])
+        if key in folders:
+            first.setdefault(row_title(row), (row["seed"], folders[key]))
+    return first
+
+
+def _single_runs(folder: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The pictures that the runs have written, a fold-out per method, and those of the data once."""
+    runs = _first_runs(folder, [row for row in rows if "error" not in row])
+    html = ""
+    for name, (seed, path) in runs.items():
+        pictures = _run_pictures(path, OF_RUN)
+        if pictures:
+            html += f"<details><summary>{escape(name)}, seed {seed}</summary>{pictures}</details>\n"
+    if html:
+        html = section("Features of each method", "Fold out a method to see its features and its training.") + html
+    for _, path in list(runs.values())[:1]:
+        if pictures := _run_pictures(path, OF_DATA):
+            html += section("Data", "") + pictures
+    return html
+
+
+def _run_pictures(path: Path, captions: Mapping[str, str]) -> str:
+    files = {name: path / f"{name}.png" for name in captions}
+    return "".join(picture(name, file.read_bytes(), captions[name]) for name, file in files.items() if file.is_file())

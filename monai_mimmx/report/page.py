@@ -1,0 +1,112 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What all report pages are made of: one HTML file, tables and pictures inside, without scripts, that loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+__all__ = ["html_table", "picture", "section", "write_page"]
+
+STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 60rem; padding: 1rem 1.25rem 3rem; color: #1b1f24; background: #fff;
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0 .25rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem; border-bottom: 1px solid #d5dae0; padding-bottom: .2rem; }
+p { margin: .4rem 0 .8rem; max-width: 46rem; }
+.sub, figcaption, .note { color: #4a535e; font-size: .92rem; }
+.verdict { border-left: .4rem solid #4a535e; background: #f4f6f8; padding: .8rem 1rem; margin: 1rem 0; }
+.verdict.good { border-color: #009e73; } .verdict.bad { border-color: #d55e00; }
+.verdict strong { font-size: 1.15rem; } .verdict p { margin: .3rem 0 0; }
+.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: .6rem; margin: .8rem 0; }
+.numbers div { border: 1px solid #d5dae0; border-radius: .4rem; padding: .5rem .75rem; }
+.numbers b { display: block; font-size: 1.5rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.numbers span { font-size: .85rem; color: #4a535e; }
+.wide { overflow-x: auto; margin: .4rem 0 .8rem; }
+table { border-collapse: collapse; font-size: .95rem; overflow-wrap: normal; }
+caption { text-align: left; font-weight: 600; padding: .3rem 0; }
+th, td { padding: .3rem .65rem; border-bottom: 1px solid #e3e7eb; text-align: right;
+  font-variant-numeric: tabular-nums; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+thead th { border-bottom: 2px solid #9aa4af; white-space: nowrap; }
+td.own { background: #eef3f8; }
+table.words td:nth-child(2), table.words th:nth-child(2), table.settings th { text-align: left; }
+table.settings td { text-align: left; overflow-wrap: anywhere; vertical-align: top; }
+code { font: .88em ui-monospace, "SFMono-Regular", Menlo, Consolas, monospace; }
+figure { margin: 1.2rem 0; break-inside: avoid; }
+figure img { width: 100%; max-width: 42rem; height: auto; display: block; }
+@media (max-width: 32rem) { body { padding: .75rem .8rem 2rem; }
+  th, td { padding: .3rem .4rem; } table { font-size: .85rem; } }
+@media print { body { max-width: none; font-size: 11pt; } .wide { overflow: visible; } h2 { break-after: avoid; }
+  table, .verdict { break-inside: avoid; } }
+"""
+
+
+def section(title: str, note: str) -> str:
+    """A heading and what a reader should know of it; both escaped."""
+    return f"<h2>{escape(title)}</h2><p class=note>{escape(note)}</p>"
+
+
+def html_table(
+    head: Sequence[object], rows: Iterable[Sequence[object]], *, caption: str = "", kind: str = "", own: bool = False
+) -> str:
+    """An HTML table, every cell escaped; `own` shades the diagonal, where a block is read for its own task."""
+    body = ""
+    for i, row in enumerate(rows):
+        cells = (f"<td{' class=own' if own and j == i + 1 else ''}>{escape(str(c))}</td>" for j, c in enumerate(row))
+        body += f"<tr>{''.join(cells)}</tr>\n"
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    header = "".join(f"<th scope=col>{escape(str(cell))}</th>" for cell in head)
+    table = f'<table class="{kind}">{title}<thead><tr>{header}</tr></thead>\n<tbody>{body}</tbody></table>'
+    return f"<div class=wide>{table}</div>\n"
+
+
+def _png(figure: Figure | bytes) -> bytes:
+    if isinstance(figure, bytes):
+        return figure
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def picture(name: str, figure: Figure | bytes, caption: str) -> str:
+    """A picture inside the page, with its caption below."""
+    data = base64.b64encode(_png(figure)).decode("ascii")
+    return (
+        f'<figure id="figure-{escape(name)}"><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>\n"
+    )
+
+
+def write_page(folder: str | os.PathLike, body: str, *, title: str, subtitle: str) -> Path:
+    """Write `report.html` with that body as a whole, and return its path; title and subtitle are escaped."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    page = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>\n"
+        f"<h1>{escape(title)}</h1><p class=sub>{escape(subtitle)}</p>\n{body}</body></html>\n"
+    )
+    path = folder / "report.html"
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".report-", suffix=".html")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(page)
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path

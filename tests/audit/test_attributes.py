@@ -1,0 +1,114 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What an audit says of networks whose use of an attribute is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats.contingency import association
+
+from monai_mimmx.audit import audit_attributes, audit_verdict
+
+RNG = np.random.default_rng(0)
+# 1,000 images, in which the attribute agrees with the label in exactly 90 %.
+Y = np.repeat([0, 1], 500)
+Z = np.concatenate([np.repeat([0, 1], [450, 50]), np.repeat([0, 1], [50, 450])])
+
+
+def audit(predicted, features, y=Y, z=Z, subjects=None, **more):
+    logits = np.eye(int(np.max(y)) + 1)[predicted] * 4.0
+    features = np.asarray(features, dtype=float).reshape(len(y), -1)
+    subjects = range(len(y)) if subjects is None else subjects
+    return audit_attributes(logits, features, np.asarray(y), {"sex": np.asarray(z)}, subjects, resamples=200, **more)
+
+
+def noise(*shape):
+    return RNG.normal(size=shape)
+
+
+def test_a_network_that_follows_the_attribute():
+    found = audit(Z, Z + 0.1 * noise(1000))["attributes"]["sex"]
+    assert found["accuracy"] == pytest.approx({"val": 0.9, "bal": 0.5, "inv": 0.1})
+    assert found["gap"]["value"] == pytest.approx(0.8) and found["gap"]["interval"] == pytest.approx(
+        [0.8, 0.8], abs=0.05
+    )
+    assert found["features"]["value"] == found["predictions"]["value"] == 1 and found["chance"] == 0.5
+    assert found["worst_group"] == {"cell": "y=0, sex=1", "accuracy": 0.0, "n": 50}
+    assert audit_verdict(found) == "shortcut"
+
+
+def test_what_the_label_explains_is_no_leak():
+    found = audit(Y, Y + 0.1 * noise(1000))["attributes"]["sex"]
+    low, high = found["features"]["interval"]
+    assert low <= 0.5 <= high and found["predictions"]["value"] == 0.5  # the label alone tells 90 % of the attribute
+    assert found["gap"] == {"value": 0.0, "interval": [0.0, 0.0]} and audit_verdict(found) == "no sign of it"
+
+
+def test_a_leak_that_the_predictions_do_not_use():
+    found = audit(Y, np.stack([Y, Z], axis=1) + 0.1 * noise(1000, 2))["attributes"]["sex"]
+    assert found["features"]["value"] == 1 and found["predictions"]["value"] == 0.5
+    assert audit_verdict(found) == "in the features"
+
+
+def test_over_correction():
+    contrary = np.where((Y == 1) & (Z == 1), 0, Y)
+    found = audit(contrary, noise(1000))["attributes"]["sex"]
+    # Right in all cells but (1, 1): 0.55 as found, 0.75 balanced, 0.95 inverted.
+    assert found["accuracy"] == pytest.approx({"val": 0.55, "bal": 0.75, "inv": 0.95})
+    assert audit_verdict(found) == "over-corrected (anti-shortcut)"
+
+
+def test_three_classes_and_unequal_frequencies():
+    y, z = RNG.choice(3, 3000, p=[0.6, 0.3, 0.1]), RNG.choice(3, 3000, p=[0.5, 0.3, 0.2])
+    z = np.where(RNG.random(3000) < 0.5, y, z)
+    found = audit(np.where(y == z, y, (y + 1) % 3), noise(3000), y=y, z=z)["attributes"]["sex"]
+    counts = np.histogram2d(y, z, bins=(3, 3))[0]
+    ratio = counts * counts.sum() / np.outer(counts.sum(1), counts.sum(0))
+    assert found["accuracy"]["val"] == pytest.approx(np.trace(ratio) / ratio.sum())
+    assert found["accuracy"]["bal"] == pytest.approx(1 / 3)
+    assert found["accuracy"]["inv"] == pytest.approx(np.trace(1 / ratio) / (1 / ratio).sum())
+    assert found["association"] == pytest.approx(association(counts.astype(int), method="cramer"))
+    assert found["chance"] == pytest.approx(1 / 3) and found["features"]["interval"][0] < 1 / 3
+
+
+def test_a_subject_known_by_heart_is_no_leak():
+    subjects = np.repeat(np.arange(60), 10)
+    y, z = np.tile([0, 1], 300), np.repeat(RNG.permutation(np.repeat([0, 1], 30)), 10)
+    found = audit(y, np.eye(60)[subjects], y=y, z=z, subjects=subjects)["attributes"]["sex"]
+    assert found["features"]["value"] < 0.7  # 1.0 if rows of a subject stood on both sides
+
+
+def test_unknown_values_are_left_out_of_their_attribute_only():
+    z = Z.copy()
+    z[::4] = -1
+    found = audit_attributes(
+        np.eye(2)[Y],
+        noise(1000, 1),
+        Y,
+        {"part": z, "whole": Z},
+        range(1000),
+        resamples=20,
+        class_names={"y": ["no", "yes"]},
+    )
+    assert found["n"] == 1000 and found["attributes"]["part"]["n"] == 750 and found["attributes"]["whole"]["n"] == 1000
+    assert found["attributes"]["part"]["groups"][0]["cell"] == "y=no, part=0"
+    assert found["accuracy"] == found["balanced_accuracy"] == found["auroc"] == 1
+
+
+@pytest.mark.parametrize(
+    ("z", "reason"),
+    [
+        (np.zeros(1000, dtype=int), "one class only"),
+        (np.full(1000, -1), "one class only"),
+        (Y, "0 subjects with y = 0, class 1 of it; 5 are needed"),
+    ],
+)
+def test_what_cannot_be_audited_is_said(z, reason):
+    found = audit(Y, noise(1000), z=z)["attributes"]["sex"]
+    assert reason in found["skipped"] and audit_verdict(found) == "not audited"
+
+
+def test_the_same_seed_gives_the_same_audit():
+    features = noise(1000, 3)
+    assert audit(Z, features, seed=1) == audit(Z, features, seed=1)

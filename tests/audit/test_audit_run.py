@@ -1,0 +1,131 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The audit command, from config, checkpoint and table to the page."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from monai_mimmx.__main__ import main
+from monai_mimmx.audit import attribute_tasks
+
+N = 240
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A table of pictures, and a network that looks at a bright corner, which is where the scanner shows."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(N):
+        sick = i % 2
+        scanner = sick if rng.random() < 0.8 else 1 - sick
+        pixels = rng.integers(0, 50, (8, 8), dtype=np.uint8)
+        pixels[0, 0] = 200 * scanner
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        age, site = rng.integers(20, 80), "abcdefghijklmnop"[i % 16]
+        rows.append([f"{i}.png", i // 2, sick, "AB"[scanner], age, "rare" if i < 3 else "<b>", f"text {i}", site])
+    columns = ["image", "subject", "sick", "scanner", "age", "batch", "note", "site"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "table.csv", index=False)
+    config = {
+        "size": 8,
+        "network_def": "$torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(@size**2, 2))",
+        "imports": ["$import torch"],
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [{"_target_": "LoadGrayscaled", "keys": "image"}],
+        },
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    with torch.no_grad():
+        network[1].weight.zero_()
+        network[1].weight[1, 0] = 1.0
+        network[1].bias.copy_(torch.tensor([100.0, 0.0]))
+    torch.save(
+        {"state_dict": {f"module.{key}": value for key, value in network.state_dict().items()}}, tmp_path / "net.pt"
+    )
+    return tmp_path
+
+
+def arguments(study, *more, **other):
+    given = {"config": "config.json", "ckpt": "net.pt", "table": "table.csv", "output_dir": "out", **other}
+    paths = [word for key, value in given.items() for word in (f"--{key}", str(study / value))]
+    return ["audit", *paths, "--label", "sick", "--device", "cpu", *more]
+
+
+def test_the_command_finds_the_shortcut(study, capsys):
+    assert main(arguments(study)) == 0
+    assert "scanner: shortcut (gap +" in capsys.readouterr().out
+    found = json.loads((study / "out/audit.json").read_text())
+    table = pd.read_csv(study / "table.csv")
+    # The network's prediction is the scanner, so its accuracy is how often the scanner and the label agree.
+    assert found["accuracy"] == pytest.approx(((table["scanner"] == "B") == table["sick"]).mean())
+    scanner = found["attributes"]["scanner"]
+    assert scanner["predictions"]["value"] == 1 and scanner["accuracy"]["bal"] == 0.5
+    assert found["attributes"]["age"]["verdict"] == "no sign of it"
+    assert found["left_out"]["note"] == "240 different values, not all of them numbers"
+    assert "fewer than two values" in found["left_out"]["batch"] and "different values" in found["left_out"]["site"]
+    html = (study / "out/report.html").read_text()
+    assert "<td>scanner</td><td>shortcut</td>" in html and "<td>y=0, scanner=B</td><td>0.0</td>" in html
+    assert html.count("<img ") == 2 and not re.search(r"https?:|<script", re.sub(r"base64,[^\"]*", "", html))
+
+
+def test_a_label_by_rule_and_chosen_columns(study):
+    label = json.dumps({"name": "old", "column": "age", "negative": "< 45", "positive": "> 55"})
+    assert main([*arguments(study, "--columns", "scanner"), "--label", label]) == 0
+    found = json.loads((study / "out/audit.json").read_text())
+    assert list(found["attributes"]) == ["scanner"] and found["label"] == "old"
+    assert sum(found["excluded"].values()) + found["n"] == N
+
+
+def test_options_replace_those_of_the_config(study, capsys):
+    with pytest.raises(SystemExit):
+        main([*arguments(study), "--", "--size", "9"])
+    assert "does not fit the network of the config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "other", "message"),
+    [
+        ([], {"ckpt": "none.pt"}, "there is no checkpoint .*none.pt"),
+        ([], {"config": "none.json"}, "there is no config .*none.json"),
+        ([], {"table": "none.csv"}, "there is no table .*none.csv"),
+        (["--columns", "weight"], {}, "has no column 'weight': it has 'image', 'subject', 'sick'"),
+        (["--label", "note"], {}, "'note' has 240 different values; give its classes as a task"),
+        (["--columns", "note"], {}, "no column to audit .note: 240 different values"),
+        (["--network", "model_def"], {}, "the config has no 'model_def'"),
+        (["--preprocessing", "transforms"], {}, "the config has no 'transforms'"),
+        (["--layer", "9"], {}, "the network has no module '9'; it has 0, 1"),
+        (["--label", "{"], {}, "--label { is not JSON: Expecting"),
+    ],
+)
+def test_wrong_arguments_are_told(study, capsys, more, other, message):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments(study, *more, **other))
+    assert stop.value.code == 2 and re.search(message, capsys.readouterr().err)
+
+
+def test_tasks_of_a_table(tmp_path):
+    path = tmp_path / "t.csv"
+    frame = pd.DataFrame({"y": [0, 1] * 50, "age": range(100), "sex": ["F", " M"] * 50, "grade": [1, 2, 10, 2] * 25})
+    frame["mostly_zero"] = [0] * 88 + list(range(1, 13))
+    frame.to_csv(path, index=False)
+    tasks, left_out = attribute_tasks(path, "y")
+    rules = {task.name: task.class_names for task in tasks}
+    assert rules == {
+        "y": ["0", "1"],
+        "age": ["<= 49.5", "> 49.5"],
+        "sex": ["F", "M"],
+        "grade": ["1", "2", "10"],
+        "mostly_zero": ["<= 0", "> 0"],
+    }
+    assert left_out == {}

@@ -1,0 +1,95 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Logits and features come out of networks of every form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.networks.nets import DenseNet
+from torch import nn
+
+from monai_mimmx.audit import extract_features
+from monai_mimmx.networks import MIMMXNet
+
+IMAGES = [str(i) for i in range(7)]
+
+
+def load(item):
+    """An image of the file's name, so to speak."""
+    torch.manual_seed(int(item["image"]))
+    return {"image": torch.randn(1, 32, 32)}
+
+
+def batch():
+    return torch.stack([load({"image": name})["image"] for name in IMAGES])
+
+
+def extract(network, classes=2, **more):
+    return extract_features(
+        network, IMAGES, load, num_classes=classes, device="cpu", batch_size=3, progress=False, **more
+    )
+
+
+class Wrapped(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.body, self.head, self.form = nn.Conv2d(1, 4, 3), nn.Linear(4, 2), form
+
+    def forward(self, x):
+        return self.form(self.head(self.body(x).mean((2, 3))))
+
+
+def test_the_input_of_the_last_linear_layer():
+    network = DenseNet(spatial_dims=2, in_channels=1, out_channels=3, init_features=8, growth_rate=4, block_config=(2,))
+    network.train()
+    logits, features = extract(network, 3)
+    network.eval()
+    with torch.no_grad():
+        expected = network(batch())
+        head = network.class_layers.out
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        features @ head.weight.detach().numpy().T + head.bias.detach().numpy(), logits, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("form", [lambda x: x, lambda x: (x, None), lambda x: {"logits": x}, lambda x: [x]])
+def test_outputs_of_every_form(form):
+    network = Wrapped(form)
+    logits, features = extract(network)
+    assert logits.shape == (7, 2) and features.shape == (7, 4)
+
+
+def test_another_layer_is_averaged_over_space():
+    network = Wrapped(lambda x: x)
+    _, features = extract(network, layer="body")
+    np.testing.assert_allclose(features, network.body(batch()).mean((2, 3)).detach().numpy(), atol=1e-5)
+
+
+def test_own_networks_give_the_block_of_y():
+    network = MIMMXNet(num_classes=(2, 2, 3), feature_dim=5).eval()
+    logits, features = extract(network)
+    with torch.no_grad():
+        expected, blocks, _ = network(batch(), return_features=True)
+    np.testing.assert_allclose(logits, expected[:, :2].numpy(), atol=1e-5)
+    np.testing.assert_allclose(features, blocks[:, 0].numpy(), atol=1e-5)
+
+
+def test_hooks_are_taken_away_and_the_mode_is_kept():
+    network = Wrapped(lambda x: x).train()
+    extract(network)
+    assert network.training and not any(module._forward_hooks for module in network.modules())
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="no module 'neck'; it has body, head"):
+        extract(Wrapped(lambda x: x), layer="neck")
+    with pytest.raises(ValueError, match="expected logits of 3 classes"):
+        extract(Wrapped(lambda x: x), 3)
+    with pytest.raises(ValueError, match="ran no linear layer"):
+        extract(nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    network = Wrapped(lambda x: torch.where(torch.arange(len(x))[:, None] == 1, torch.nan, x))
+    with pytest.raises(ValueError, match="^1: the network's output for it is not finite"):
+        extract(network)

@@ -1,0 +1,145 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The page of a comparison holds its tables, pictures and failures, and needs nothing beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from monai_mimmx.__main__ import main
+from monai_mimmx.comparison import read_published, write_comparison
+
+PNG = b"\x89PNG\r\n\x1a\n-picture"
+
+
+def add_run(folder, name, seed, inv, agreement=None, **more):
+    """What a run of that name leaves in its folder."""
+    path = folder / name / ("" if agreement is None else f"agreement_{agreement}") / f"seed_{seed}"
+    path.mkdir(parents=True)
+    options = {} if agreement is None else {"agreement": agreement}
+    run = {"name": name, "seed": seed, "bundle": str(folder.parent / "bundle"), "config_file": "", "options": options}
+    (path / "run.json").write_text(json.dumps(run))
+    heads = {"sex": 1.0}
+    metrics = {
+        "task_names": ["sick", "sex"],
+        "n": {"train": 3600, "val": 100, "inv": 100, "bal": 100},
+        "version": "1",
+        "config": {"image_size": 64},
+        "seconds": 1.0,
+        "epochs": 3,
+        "accuracy": {"val": {"y": 0.9, **heads}, "inv": {"y": inv, **heads}, "bal": {"y": 0.8, **heads}},
+        "auroc": {"val": {"y": 0.95}, "inv": {"y": None}, "bal": {"y": 0.85}},
+        "drop_val_inv": 0.9 - inv,
+        "worst_group": {"bal": {"cell": "y=1", "accuracy": 0.5, "n": 10}},
+        "probes": {
+            kind: {"f_y": {"y": 0.9, "sex": 0.55}, "f_sex": {"y": 0.5, "sex": 1.0}} for kind in ("linear", "knn")
+        }
+        | {"chance": {"y": 0.5, "sex": 0.5}},
+        **more,
+    }
+    (path / "metrics.json").write_text(json.dumps(metrics))
+    (path / "history.jsonl").write_text('{"epoch": 1, "loss_y": 0.7}\n{"epoch": 2, "loss_y": 0.5}\n')
+    for picture in ("tsne", "training", "samples", "cooccurrence"):
+        (path / f"{picture}.png").write_bytes(PNG)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "out"
+    for seed in range(2):
+        add_run(folder, "baseline", seed, 0.3)
+        add_run(folder, "mimmx", seed, 0.88 + seed / 100)
+        add_run(folder, "mimmx_dls", seed, 0.97)
+    docs = tmp_path / "bundle" / "docs"
+    docs.mkdir(parents=True)
+    paper = [{"name": name, "accuracy": {"val": {"y": 0.842}, "inv": {"y": 0.828}}} for name in ("mimmx", "dcor")]
+    (docs / "published.json").write_text(json.dumps({"source": "The paper, on other data", "rows": paper}))
+    return folder
+
+
+def page_of(folder):
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_page_holds_tables_verdicts_and_pictures(folder, tmp_path):
+    page = write_comparison(folder, read_published(tmp_path / "bundle/docs/published.json"))
+    html = page_of(folder)
+    assert page == folder / "report.html" and "6 runs finished, 0 failed" in html
+    assert "<td>baseline</td><td>shortcut</td><td>+60.0 ± 0.0</td>" in html
+    assert "<td>mimmx</td><td>balanced</td>" in html
+    assert "<td>mimmx_dls</td><td>over-corrected (anti-shortcut)</td><td>-7.0 ± 0.0</td>" in html
+    assert "<td>mimmx, published</td><td>-</td><td>84.2</td><td>82.8</td><td>-</td>" in html
+    assert "dcor" not in html  # published, but not run here
+    assert "<td>DLS yes, CAW yes</td><td>90.0 ± 0.0</td>" in html and "+1.4</td></tr>" in html
+    assert "Rows marked as published: The paper, on other data." in html
+    assert "images of 64 pixels, 3,600 of them to train, 3 epochs" in html
+    for name in ("gaps", "leaks", "courses"):
+        assert f'id="figure-{name}"' in html and (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert html.count("<details>") == 3 and html.count('id="figure-tsne"') == 3
+    assert html.count('id="figure-samples"') == 1
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script", re.sub(r"base64,[^\"]*", "", html))
+
+
+def test_files_beside_the_page(folder):
+    write_comparison(folder)
+    rows = pd.read_csv(folder / "rows.csv")
+    assert rows["accuracy.inv.y"].tolist() == [0.3, 0.3, 0.97, 0.97, 0.88, 0.89]
+    table = pd.read_csv(folder / "table_accuracy.csv")
+    assert table["method"].tolist() == ["baseline", "mimmx_dls", "mimmx"] and table["y Val"][0] == "90.0 ± 0.0"
+    assert "| baseline | 2 | 90.0 ± 0.0 | 30.0 ± 0.0 |" in (folder / "tables.md").read_text()
+    assert len(json.loads((folder / "rows.json").read_text())) == 6
+
+
+def test_strength_curves_where_the_agreement_was_swept(folder):
+    write_comparison(folder)
+    assert 'id="figure-strength"' not in page_of(folder)
+    for agreement in (0.6, 0.9):
+        add_run(folder, "rebalance", 0, 0.9 - agreement / 10, agreement=agreement)
+    write_comparison(folder)
+    assert 'id="figure-strength"' in page_of(folder) and "rebalance @ 0.6" in page_of(folder)
+    assert "A method with one seed has no interval." in page_of(folder)
+
+
+def test_failed_and_half_written_runs_are_named(folder):
+    failed = add_run(folder, "dcor", 0, 0.5)
+    (failed / "metrics.json").unlink()
+    (failed / "error.json").write_text(json.dumps({"lines": ["...", "<b>out of memory</b>"]}))
+    half = add_run(folder, "mmd", 0, 0.5)
+    (half / "metrics.json").write_text('{"task_names": ["si')
+    write_comparison(folder)
+    html = page_of(folder)
+    assert "6 runs finished, 2 failed" in html and "&lt;b&gt;out of memory&lt;/b&gt;" in html
+    assert "mmd/seed_0/metrics.json is not whole" in html
+
+
+def test_nothing_finished_is_said(tmp_path):
+    failed = add_run(tmp_path, "dcor", 0, 0.5)
+    (failed / "metrics.json").unlink()
+    (failed / "error.json").write_text(json.dumps({"lines": ["no memory"]}))
+    write_comparison(tmp_path)
+    assert "0 runs finished, 1 failed" in page_of(tmp_path) and "no memory" in page_of(tmp_path)
+    assert "No run finished: dcor seed 0: no memory" in (tmp_path / "tables.md").read_text()
+
+
+def test_mixed_versions_are_told(folder):
+    add_run(folder, "rebalance", 0, 0.8, version="2")
+    write_comparison(folder)
+    assert "The runs are of different versions, 1, 2: they may not be comparable." in page_of(folder)
+
+
+def test_the_command_finds_the_bundles_published_figures(folder, tmp_path, capsys):
+    assert main(["report", str(folder), "--docs", str(tmp_path / "bundle/docs")]) == 0
+    printed = capsys.readouterr().out
+    assert f"report: {folder / 'report.html'}" in printed and "| mimmx, published | - | 84.2 |" in printed
+    results = (tmp_path / "bundle/docs/results.md").read_text()
+    assert "| mimmx, published | - | 84.2 |" in results
+    assert main(["report", str(folder), "--docs", str(tmp_path / "bundle/docs/quick")]) == 0
+    assert "mimmx, published" in (tmp_path / "bundle/docs/quick/results.md").read_text()
+    assert main(["report", str(folder)]) == 0
+    assert "mimmx, published" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "bundle/docs")]) == 0  # rows alone, without runs
