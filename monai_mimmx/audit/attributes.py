@@ -162,7 +162,7 @@ def _audit_one(
     }
 
     def title(cell: int) -> str:
-        return f"y={shown['y'][cell // count]}, {name}={shown[name][cell % count]}"
+        return f"y: {shown['y'][cell // count]}, {name}: {shown[name][cell % count]}"
 
     accuracies = _cell_accuracies(pair, 0).ravel()
     numbers = np.bincount(cells, minlength=classes * count)

@@ -303,5 +303,7 @@ def write_audit(folder: str | os.PathLike[str], found: Mapping[str, Any], *, tit
 
 def _with_interval(estimate: Mapping[str, Any], *, sign: bool = False) -> str:
     form = "+.1f" if sign else ".1f"
-    low, high = estimate["interval"]
-    return f"{100 * estimate['value']:{form}} [{100 * low:{form}}, {100 * high:{form}}]"
+    value, low, high = (
+        f"{round(100 * number, 1) + 0.0:{form}}" for number in (estimate["value"], *estimate["interval"])
+    )
+    return f"{value} [{low}, {high}]"

@@ -304,6 +304,8 @@ def gap_figure(
                     ax.scatter(seeds, [row + 0.22] * len(seeds), 8, colour, marker=marker, alpha=0.7, linewidths=0)
     ax.set_yticks(range(len(methods)), [_label(method, 24) for method in methods])
     ax.set_ylim(len(methods) - 0.5, -0.6)
+    low, high = ax.get_xlim()
+    ax.set_xlim(min(low, high - 10), high)  # small differences are to look small
     ax.set_xlabel("accuracy of y (%)", fontsize=SMALL)
     _plain(ax)
     ax.grid(axis="x", alpha=0.3)

@@ -43,6 +43,7 @@ thead th { border-bottom: 2px solid #9aa4af; white-space: nowrap; }
 td.own { background: #eef3f8; }
 table.words td:nth-child(2), table.words th:nth-child(2), table.settings th { text-align: left; }
 table.settings td { text-align: left; overflow-wrap: anywhere; vertical-align: top; }
+table.words td:not(:nth-child(2)) { white-space: nowrap; }
 code { font: .88em ui-monospace, "SFMono-Regular", Menlo, Consolas, monospace; }
 figure { margin: 1.2rem 0; break-inside: avoid; }
 figure img { width: 100%; max-width: 42rem; height: auto; display: block; }

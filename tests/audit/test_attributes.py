@@ -34,7 +34,7 @@ def test_a_network_that_follows_the_attribute():
         [0.8, 0.8], abs=0.05
     )
     assert found["features"]["value"] == found["predictions"]["value"] == 1 and found["chance"] == 0.5
-    assert found["worst_group"] == {"cell": "y=0, sex=1", "accuracy": 0.0, "n": 50}
+    assert found["worst_group"] == {"cell": "y: 0, sex: 1", "accuracy": 0.0, "n": 50}
     assert audit_verdict(found) == "shortcut"
 
 
@@ -92,7 +92,7 @@ def test_unknown_values_are_left_out_of_their_attribute_only():
         class_names={"y": ["no", "yes"]},
     )
     assert found["n"] == 1000 and found["attributes"]["part"]["n"] == 750 and found["attributes"]["whole"]["n"] == 1000
-    assert found["attributes"]["part"]["groups"][0]["cell"] == "y=no, part=0"
+    assert found["attributes"]["part"]["groups"][0]["cell"] == "y: no, part: 0"
     assert found["accuracy"] == found["balanced_accuracy"] == found["auroc"] == 1
 
 

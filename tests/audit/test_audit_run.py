@@ -75,7 +75,7 @@ def test_the_command_finds_the_shortcut(study, capsys):
     assert found["left_out"]["note"] == "240 different values, not all of them numbers"
     assert "fewer than two values" in found["left_out"]["batch"] and "different values" in found["left_out"]["site"]
     html = (study / "out/report.html").read_text()
-    assert "<td>scanner</td><td>shortcut</td>" in html and "<td>y=0, scanner=B</td><td>0.0</td>" in html
+    assert "<td>scanner</td><td>shortcut</td>" in html and "<td>y: 0, scanner: B</td><td>0.0</td>" in html
     assert html.count("<img ") == 2 and not re.search(r"https?:|<script", re.sub(r"base64,[^\"]*", "", html))
 
 
