@@ -21,14 +21,6 @@ from monai_mimmx.report.page import html_table, picture, section, write_page
 
 __all__ = ["write_comparison"]
 
-HEADINGS = {
-    "summary": "At a glance",
-    "accuracy": "Accuracy",
-    "ranking": "Other scores",
-    "probes": "Disentanglement",
-    "ablation": "Ablation",
-    "differences": "Paired differences",
-}
 CAPTIONS = {
     "gaps": "Accuracy of y on the three test sets: the bar from Val to Inv is what the spurious factors do to a method. "
     "Small marks: single seeds. Hollow: published figures, on other data.",
@@ -86,7 +78,7 @@ def write_comparison(
         body += "".join(f"<p>{escape(note)}</p>" for note in notes(rows, published))
         after = {"summary": "gaps", "accuracy": "strength", "probes": "leaks"}
         for name, table in tables.items():
-            body += section(HEADINGS[name], table.title) + html_table(table.header, table.lines)
+            body += section(table.heading, table.title) + html_table(table.header, table.lines)
             body += pictures.get(after.get(name, ""), "")
         if "courses" in pictures:
             body += section("Training", "") + pictures["courses"]

@@ -53,13 +53,16 @@ class ScoreTable:
 
     Args:
         name: short, for a file's name.
+        heading: a few words.
         title: what it shows, a sentence or two.
         header: names of the columns.
         lines: the rows, each as long as the header.
 
     Example:
-        >>> print(ScoreTable("gap", "The gap.", ("method", "gap"), (("mimmx", "+1.1"),)).markdown())
-        The gap.
+        >>> print(ScoreTable("gap", "Gap", "Val less Inv.", ("method", "gap"), (("mimmx", "+1.1"),)).markdown())
+        ## Gap
+        <BLANKLINE>
+        Val less Inv.
         <BLANKLINE>
         | method | gap |
         | --- | ---: |
@@ -67,16 +70,16 @@ class ScoreTable:
     """
 
     name: str
+    heading: str
     title: str
     header: Sequence[str]
     lines: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        """The title, and the table as Markdown."""
+        """Heading, title and table as Markdown."""
         rule = ["---", *["---:"] * (len(self.header) - 1)]
-        return (
-            self.title + "\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in [self.header, rule, *self.lines])
-        )
+        lines = ("| " + " | ".join(line) + " |" for line in [self.header, rule, *self.lines])
+        return f"## {self.heading}\n\n{self.title}\n\n" + "\n".join(lines)
 
 
 def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -386,7 +389,8 @@ def _summary(summaries: Sequence[Mapping[str, Any]], tasks: Sequence[str], chanc
         )
     return ScoreTable(
         "summary",
-        "At a glance. The verdict is on the mean gap: a shortcut above 5 points, over-corrected below -5. The leak is the "
+        "At a glance",
+        "The verdict is on the mean gap: a shortcut above 5 points, over-corrected below -5. The leak is the "
         "factor that a linear probe reads best from f_y, in points above chance.",
         ["method", "verdict", "y Val - Inv", "y Bal", "worst group Bal", "leak into f_y"],
         lines,
@@ -407,6 +411,7 @@ def _accuracies(summaries: Sequence[Mapping[str, Any]], tasks: Sequence[str]) ->
     ]
     return ScoreTable(
         "accuracy",
+        "Accuracy",
         "Accuracy in %, mean ± half the 95 % interval over seeds. Val: correlated as in training; Inv: inverted; Bal: "
         "none.",
         [*header, "y Val - Inv", "worst group Bal"],
@@ -433,7 +438,11 @@ def _ranking(summaries: Sequence[Mapping[str, Any]]) -> ScoreTable | None:
         [summary["title"], *(_number(summary["values"], *path) for path in columns.values())] for summary in summaries
     ]
     return ScoreTable(
-        "ranking", "Other scores of y, in %. A worst group in few images is uncertain.", ["method", *columns], lines
+        "ranking",
+        "Other scores",
+        "Other scores of y, in %. A worst group in few images is uncertain.",
+        ["method", *columns],
+        lines,
     )
 
 
@@ -450,6 +459,7 @@ def _probes(summaries: Sequence[Mapping[str, Any]], tasks: Sequence[str], chance
     lines.append(["chance", *(f"{100 * chance[b]:.1f}" for b in [b for _, b in pairs] + list(tasks[1:]))])
     return ScoreTable(
         "probes",
+        "Disentanglement",
         "What fresh linear probes (and kNN) read from each feature block on Bal, in %.",
         ["method", *(f"f_{a} -> {b}" for a, b in pairs), *(f"f_y -> {b}, kNN" for b in tasks[1:])],
         lines,
@@ -478,6 +488,7 @@ def _ablation(ours: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str
     columns = [f"y {title}" for title in SETS.values()] + ["y Val - Inv"]
     return ScoreTable(
         "ablation",
+        "Ablation",
         "Ablation of MIMM-X as published, on correlated batches: with and without Dynamic Loss Scaling (DLS) and the "
         "Confounder Attention Weighter (CAW).",
         ["MIMM-X", *columns, *(f"{column}, published" for column in columns)],
@@ -508,6 +519,7 @@ def _differences(done: Sequence[Mapping[str, Any]]) -> ScoreTable | None:
         return None
     return ScoreTable(
         "differences",
+        "Paired differences",
         f"Difference to `{reference}` with the same seed, in points, mean ± half the 95 % interval over seeds.",
         ["method", *scores],
         lines,

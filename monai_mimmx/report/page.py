@@ -38,12 +38,12 @@ table { border-collapse: collapse; font-size: .95rem; overflow-wrap: normal; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { padding: .3rem .65rem; border-bottom: 1px solid #e3e7eb; text-align: right;
   font-variant-numeric: tabular-nums; }
+td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 thead th { border-bottom: 2px solid #9aa4af; white-space: nowrap; }
 td.own { background: #eef3f8; }
 table.words td:nth-child(2), table.words th:nth-child(2), table.settings th { text-align: left; }
-table.settings td { text-align: left; overflow-wrap: anywhere; vertical-align: top; }
-table.words td:not(:nth-child(2)) { white-space: nowrap; }
+table.settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
 code { font: .88em ui-monospace, "SFMono-Regular", Menlo, Consolas, monospace; }
 figure { margin: 1.2rem 0; break-inside: avoid; }
 figure img { width: 100%; max-width: 42rem; height: auto; display: block; }
