@@ -18,21 +18,29 @@ METHODS: dict[str, dict[str, Any]] = {
     "groupdro": {"method": "groupdro"},
     "dfr": {"method": "dfr"},
     "dcor": {"method": "dcor"},
+    "dcor_conditional": {"method": "dcor", "conditional": True},
     "mmd": {"method": "mmd"},
     "mmd_conditional": {"method": "mmd", "conditional": True},
     "adversarial": {"method": "adversarial"},
     "adversarial_conditional": {"method": "adversarial", "conditional": True},
     "mimm": {"method": "mimm"},
+    "mimm_conditional": {"method": "mimm", "conditional": True},
     "mimmx_no_dls_no_caw": {**_PAPER, "dls": False, "caw": False},
+    "mimmx_no_dls_no_caw_conditional": {**_PAPER, "dls": False, "caw": False, "conditional": True},
     "mimmx_caw": {**_PAPER, "dls": False, "caw": True},
+    "mimmx_caw_conditional": {**_PAPER, "dls": False, "caw": True, "conditional": True},
     "mimmx_dls": {**_PAPER, "dls": True, "caw": False},
+    "mimmx_dls_conditional": {**_PAPER, "dls": True, "caw": False, "conditional": True},
     "mimmx": {**_PAPER, "dls": True, "caw": True},
     "mimmx_conditional": {**_PAPER, "dls": True, "caw": True, "conditional": True},
     "mimmx_caw_terms": {**_PAPER, "dls": True, "caw": "terms"},
     "mimmx_balanced": {"method": "mimmx", "sampling": "balanced"},
+    "mimmx_balanced_marginal": {"method": "mimmx", "sampling": "balanced", "conditional": False},
+    "mimmx_balanced_conditional": {"method": "mimmx", "sampling": "balanced", "conditional": True},
 }
 """Name of a row to the options of its runs. `mimmx` is the method as published, on correlated batches;
-`mimmx_balanced` is the bundle's own setting of it on batches in which every (y, z) cell is equally likely."""
+`mimmx_balanced` is the bundle's own setting of it on batches in which every (y, z) cell is equally likely, i.e.
+rebalancing with mutual information. `_conditional`: within each class of y; `_marginal`: over all."""
 
 
 def method_options(names: Sequence[str] | str = "all") -> dict[str, dict[str, Any]]:

@@ -468,17 +468,20 @@ def _probes(summaries: Sequence[Mapping[str, Any]], tasks: Sequence[str], chance
 
 def _ablation(ours: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]]) -> ScoreTable | None:
     switches = {
-        "mimmx_no_dls_no_caw": ("no", "no"),
-        "mimmx_caw": ("no", "yes"),
-        "mimmx_dls": ("yes", "no"),
-        "mimmx": ("yes", "yes"),
+        f"{name}{given}": f"DLS {dls}, CAW {caw}{', given y' if given else ''}"
+        for name, dls, caw in (
+            ("mimmx_no_dls_no_caw", "no", "no"),
+            ("mimmx_caw", "no", "yes"),
+            ("mimmx_dls", "yes", "no"),
+            ("mimmx", "yes", "yes"),
+        )
+        for given in ("", "_conditional")
     }
     lines = []
     for summary in (summary for summary in ours if summary["name"] in switches):
         paper: Values = next((other["values"] for other in published if other["name"] == summary["name"]), {})
         sweep = "" if summary["agreement"] is None else f" @ {summary['agreement']:g}"
-        dls, caw = switches[summary["name"]]
-        row = [f"DLS {dls}, CAW {caw}{sweep}"]
+        row = [switches[summary["name"]] + sweep]
         for values in (summary["values"], paper):
             row += [_number(values, "accuracy", subset, "y") for subset in SETS]
             row.append(_number(values, "drop_val_inv", sign=True))
@@ -489,8 +492,8 @@ def _ablation(ours: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str
     return ScoreTable(
         "ablation",
         "Ablation",
-        "Ablation of MIMM-X as published, on correlated batches: with and without Dynamic Loss Scaling (DLS) and the "
-        "Confounder Attention Weighter (CAW).",
+        "MIMM-X as published, on correlated batches, with and without Dynamic Loss Scaling (DLS) and the Confounder "
+        "Attention Weighter (CAW); given y: with the mutual information within each class of y.",
         ["MIMM-X", *columns, *(f"{column}, published" for column in columns)],
         lines,
     )

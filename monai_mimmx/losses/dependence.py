@@ -98,8 +98,11 @@ class BlockDistanceCorrelation(nn.Module):
     """
     The distance correlation between f_y and each spurious feature block, in [0, 1]; it has no parameters to train.
 
+    When ``conditional`` it is that within each class of y, averaged with the classes' shares of the batch.
+
     Args:
         factors: which of the spurious factors count (0 is z_1).
+        conditional: within each class of y.
 
     Raises:
         ValueError: for no factor.
@@ -110,15 +113,27 @@ class BlockDistanceCorrelation(nn.Module):
         tensor([1.])
     """
 
-    def __init__(self, *, factors: Sequence[int]) -> None:
+    def __init__(self, *, factors: Sequence[int], conditional: bool = False) -> None:
         super().__init__()
         if not factors:
             raise ValueError("factors must name at least one spurious factor.")
-        self.factors = tuple(factors)
+        self.factors, self.conditional = tuple(factors), conditional
 
     def forward(self, f_y: Tensor, f_z: Tensor, labels: Tensor) -> Tensor:
-        """f_y `(B, D)` and f_z `(B, N, D)` to distance correlations `(number of factors,)`; labels are not used."""
-        return torch.stack([distance_correlation(f_y, f_z[:, i]) for i in self.factors])
+        """
+        Args:
+            f_y: primary feature block `(B, D)`.
+            f_z: spurious feature blocks `(B, N, D)`.
+            labels: class indices `(B, 1 + N)`; those of the primary task are used when ``conditional``.
+
+        Returns:
+            the distance correlations `(number of factors,)`.
+        """
+        if not self.conditional:
+            return torch.stack([distance_correlation(f_y, f_z[:, i]) for i in self.factors])
+        strata = [labels[:, 0] == value for value in labels[:, 0].unique()]
+        within = [torch.stack([distance_correlation(f_y[rows], f_z[rows, i]) for i in self.factors]) for rows in strata]
+        return torch.stack([rows.float().mean() * terms for rows, terms in zip(strata, within, strict=True)]).sum(0)
 
 
 class BlockAdversary(nn.Module):
@@ -277,7 +292,7 @@ def make_dependence(
         feature_dim: width D of every feature block.
         num_classes: classes of each task, the primary task first.
         estimator: ``"per_factor"`` or ``"joint"``, see :class:`BlockMutualInformation`.
-        conditional: whether the term is that within each class of y; without effect for ``"dcor"``.
+        conditional: whether the term is that within each class of y.
         negatives: product pairs per sample.
         hidden: widths of the hidden layers of each statistics network or discriminator.
 
@@ -305,7 +320,7 @@ def make_dependence(
             negatives=negatives,
         )
     if method == "dcor":
-        return BlockDistanceCorrelation(factors=factors)
+        return BlockDistanceCorrelation(factors=factors, conditional=conditional)
     if method == "adversarial":
         return BlockAdversary(feature_dim, num_classes, conditional=conditional, hidden=hidden)
     if method == "mmd":

@@ -74,6 +74,20 @@ class TestBlockMutualInformation:
 
 
 class TestBlockDistanceCorrelation:
+    def test_conditional_is_the_mean_within_the_classes_of_y(self):
+        torch.manual_seed(0)
+        y = torch.tensor([0] * 10 + [1] * 30)
+        f_y, f_z = torch.randn(40, 2) + 5 * y[:, None], torch.randn(40, 2, 2) + 5 * y[:, None, None]
+        labels = torch.stack([y, y, y], 1)
+        found = BlockDistanceCorrelation(factors=(1, 0), conditional=True)(f_y, f_z, labels)
+        expected = [
+            0.25 * distance_correlation(f_y[:10], f_z[:10, i]) + 0.75 * distance_correlation(f_y[10:], f_z[10:, i])
+            for i in (1, 0)
+        ]
+        torch.testing.assert_close(found, torch.stack(expected))
+        # What both share with y is no dependence given y.
+        assert (found < 0.6).all() and (BlockDistanceCorrelation(factors=(0, 1))(f_y, f_z, labels) > 0.8).all()
+
     def test_one_value_per_factor(self):
         f_y, f_z, labels = blocks()
         module = BlockDistanceCorrelation(factors=(2, 0))
