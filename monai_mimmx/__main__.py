@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     audit.add_argument("--columns", nargs="+", help="to audit (default: all)")
     audit.add_argument("--image_column", default="image")
-    audit.add_argument("--subject_column", default="subject", help="where absent, each image is a subject of its own")
+    audit.add_argument("--subject_column", help="default: subject; where there is none, each image is one of its own")
+    audit.add_argument("--split", help="audit the rows with this value in the column split only")
     audit.add_argument(
         "--network", help="id of the network in the config (default: network_def, network, net or model)"
     )
@@ -113,7 +114,8 @@ def _bundle_options(words: Sequence[str]) -> dict[str, Any]:
 
 def _published(output_dir: str | Path, docs: str | Path | None) -> list[dict[str, Any]]:
     """The published figures of the bundle that was run, from its docs; none where it has none."""
-    folders = [Path(docs), Path(docs).parent] if docs is not None else []
+    named = [Path(output_dir)] if docs is None else [Path(docs), Path(output_dir)]
+    folders = [folder for path in named for folder in (path, path.resolve().parent)]
     for path in Path(output_dir).rglob("run.json"):
         folders.append(Path(json.loads(path.read_text(encoding="utf-8")).get("bundle", "")) / "docs")
         break

@@ -4,7 +4,7 @@
 
 from monai_mimmx.audit.attributes import audit_attributes, audit_verdict
 from monai_mimmx.audit.features import extract_features
-from monai_mimmx.audit.run import attribute_tasks, audit_classifier, write_audit
+from monai_mimmx.audit.run import attribute_tasks, audit_classifier
 
 __all__ = [
     "attribute_tasks",
@@ -12,5 +12,4 @@ __all__ = [
     "audit_classifier",
     "audit_verdict",
     "extract_features",
-    "write_audit",
 ]

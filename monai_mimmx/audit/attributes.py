@@ -9,15 +9,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
+from scipy.special import log_softmax
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
 
 from monai_mimmx.data import cell_index
 from monai_mimmx.evaluation.predictions import Predictions
 from monai_mimmx.evaluation.probes import PROBES
-from monai_mimmx.evaluation.scores import accuracy, auroc, balanced_accuracy, bootstrap_interval, verdict
+from monai_mimmx.evaluation.scores import (
+    accuracy,
+    auroc,
+    balanced_accuracy,
+    bootstrap_group_accuracies,
+    cell_balanced_accuracy,
+    verdict,
+)
 
 __all__ = ["audit_attributes", "audit_verdict"]
 
@@ -34,32 +42,39 @@ def audit_attributes(
     class_names: Mapping[str, Sequence[str]] | None = None,
     resamples: int = 500,
     seed: int = 0,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """
     What a classifier makes of each attribute z of its images, given their label y.
 
     - Reading: a logistic regression, fitted and scored on different subjects in 5 folds, reads z from the features, and
-      another one from the predicted probabilities. Every (y, z) cell weighs the same, so that what z shares with y helps
-      nothing: chance is 1 / classes of z.
-    - Gap: the accuracy of y if the cells were as frequent as they are ("val"), if z and y were independent ("bal") and if
-      their association were the opposite ("inv"). With p(y, z) the frequencies and r = p(y, z) / (p(y) p(z)), the cells
-      weigh r, 1 and 1 / r. For two balanced binary labels that agree with probability a, "inv" is agreement 1 - a.
+      another one from the logits; of both, the mean of each class of y is subtracted first. Every (y, z) cell weighs the
+      same. What z shares with y helps nothing: chance is 1 / classes of z.
+    - Gap: the accuracy of y with z as it is distributed within each class of y ("val"), as if it were distributed alike in
+      all classes ("bal"), and as if it deviated from that to the other side ("inv": 2 p(z) - p(z | y), not below 0). The
+      classes of y keep their frequencies. For two balanced binary labels that agree with probability a, "inv" is
+      agreement 1 - a. A network that ignores z has no gap, whatever the frequencies.
+
+    Whether a gap above 0 is a shortcut depends on the training data: it is where they had the association of these images.
 
     Args:
         logits: of the label's classes, `(n, K)`.
         features: `(n, F)`.
         labels: class of y, `(n,)`, 0 to K - 1.
-        attributes: name to class of z, `(n,)`, -1 where unknown.
+        attributes: name to class of z, `(n,)`, -1 where unknown. A class with fewer than 5 subjects in some class of y
+            counts as unknown.
         subjects: subject of each row, `(n,)`; rows of one subject stay together.
         class_names: attribute to the names of its classes, for the cells; "y" for the label.
         resamples: bootstrap samples, by subject, of the 95 % intervals.
         seed: of folds and bootstrap.
+        progress: show a progress bar.
 
     Returns:
         "accuracy", "balanced_accuracy", "auroc" of y, "n", and "attributes": name to
-        "n", "association" (Cramér's V with y, 0 to 1), "chance", "features" and "predictions" (the readings:
-        `{"value", "interval"}`), "accuracy" `{"val", "bal", "inv"}`, "gap" `{"value", "interval"}` (val minus inv),
-        "worst_group", "groups" (`[{"cell", "accuracy", "n"}]`); or "skipped", the reason.
+        "n", "verdict" (see `audit_verdict`), "association" (Cramér's V with y, 0 to 1), "chance", "features" and
+        "predictions" (the readings: `{"value", "interval"}`), "accuracy" `{"val", "bal", "inv"}`, "gap"
+        `{"value", "interval"}` (val minus inv), "groups" (`[{"cell", "accuracy", "n"}]`, the worst first), "rare" (names
+        of classes that count as unknown); or "verdict" and "skipped", the reason.
 
     Raises:
         ValueError: for arrays that do not belong together.
@@ -69,14 +84,12 @@ def audit_attributes(
         >>> y, z = rng.integers(0, 2, (2, 400))
         >>> report = audit_attributes(np.eye(2)[y], z[:, None] + 0.1 * rng.normal(size=(400, 1)), y, {"sex": z}, range(400))
         >>> found = report["attributes"]["sex"]
-        >>> found["features"]["value"], abs(round(found["gap"]["value"], 6))
-        (1.0, 0.0)
+        >>> found["features"]["value"], found["gap"]["value"], found["verdict"]
+        (1.0, 0.0, 'in the features')
     """
-    subjects = np.asarray([str(subject) for subject in subjects])
-    classes = logits.shape[1]
-    whole = _predictions(
-        logits, features, labels, np.zeros(len(labels), dtype=int), subjects, np.zeros((len(labels), 2))
-    )
+    subjects, labels = np.asarray([str(subject) for subject in subjects]), np.asarray(labels)
+    names = {"y": [str(i) for i in range(logits.shape[1])], **(class_names or {})}
+    whole = _predictions(logits, labels, np.zeros_like(labels), subjects, 2)
     result: dict[str, Any] = {
         "n": len(labels),
         "accuracy": accuracy(whole),
@@ -84,117 +97,106 @@ def audit_attributes(
         "auroc": auroc(whole),
         "attributes": {},
     }
-    names = class_names or {}
-    for name, z in attributes.items():
-        known = np.asarray(z) >= 0
-        rows = {"logits": logits, "features": features, "labels": labels, "z": np.asarray(z), "subjects": subjects}
-        rows = {key: np.asarray(value)[known] for key, value in rows.items()}
-        count = int(np.max(z, initial=0)) + 1
-        reason = _cannot(rows["labels"], rows["z"], rows["subjects"], classes, count)
-        result["attributes"][name] = (
-            {"skipped": reason, "n": int(known.sum())}
-            if reason
-            else _audit_one(name, rows, count, names, resamples=resamples, seed=seed)
-        )
+    for name, z in tqdm(attributes.items(), desc="auditing", unit="column", disable=not progress):
+        z = np.asarray(z)
+        classes = names.get(name) or [str(i) for i in range(int(z.max(initial=0)) + 1)]
+        kept, rare = _frequent(labels, z, subjects, logits.shape[1], len(classes))
+        if len(kept) < 2:
+            reason = f"fewer than two of its classes have {FOLDS} subjects in every class of y"
+            found: dict[str, Any] = {"skipped": reason, "n": int((z >= 0).sum())}
+        else:
+            rows = np.isin(z, kept)
+            pair = _predictions(logits[rows], labels[rows], np.searchsorted(kept, z[rows]), subjects[rows], len(kept))
+            titles = [names["y"], [classes[i] for i in kept]]
+            found = _audit_one(pair, features[rows], name, titles, resamples=resamples, seed=seed)
+            found["rare"] = [classes[i] for i in rare]
+        result["attributes"][name] = {"verdict": audit_verdict(found), **found}
     return result
 
 
-def _cannot(y: np.ndarray, z: np.ndarray, subjects: np.ndarray, classes: int, count: int) -> str:
-    """Why an attribute cannot be audited; empty where it can."""
-    if count < 2 or len(np.unique(z)) < 2:
-        return "it has one class only"
+def _frequent(
+    y: np.ndarray, z: np.ndarray, subjects: np.ndarray, classes: int, count: int
+) -> tuple[list[int], list[int]]:
+    """The classes of z with enough subjects in each class of y to be read and weighed, and those without."""
+    _, subject = np.unique(subjects, return_inverse=True)
     cells = cell_index(np.stack([y, z], axis=1), [classes, count])
-    for cell in range(classes * count):
-        people = len(np.unique(subjects[cells == cell]))
-        if people < FOLDS:
-            where = f"y = {cell // count}, class {cell % count} of it"
-            return f"{people} subjects with {where}; {FOLDS} are needed to read it and to weigh it"
-    return ""
+    seen = np.unique(np.stack([cells, subject], axis=1)[cells >= 0], axis=0)[:, 0]
+    people = np.bincount(seen, minlength=classes * count).reshape(classes, count)
+    enough = people.min(axis=0) >= FOLDS
+    present = [i for i in range(count) if (z == i).any()]
+    return [i for i in present if enough[i]], [i for i in present if not enough[i]]
 
 
-def _predictions(
-    logits: np.ndarray, features: np.ndarray, y: np.ndarray, z: np.ndarray, subjects: np.ndarray, read: np.ndarray
-) -> Predictions:
-    """y and one attribute as two tasks; `read` are the attribute's logits."""
+def _predictions(logits: np.ndarray, y: np.ndarray, z: np.ndarray, subjects: np.ndarray, count: int) -> Predictions:
+    """y and one attribute as two tasks; the attribute's logits are still to come."""
     return Predictions(
-        logits=np.concatenate([logits, read], axis=1),
+        logits=np.concatenate([logits, np.zeros((len(y), count))], axis=1),
         labels=np.stack([y, z], axis=1),
-        features=np.repeat(features[:, None, :1], 2, axis=1),
+        features=np.zeros((len(y), 2, 0)),
         attention=np.ones((len(y), 1)),
         task_names=["label", "attribute"],
-        num_classes=[logits.shape[1], read.shape[1]],
+        num_classes=[logits.shape[1], count],
         subjects=subjects,
     )
 
 
 def _audit_one(
-    name: str,
-    rows: Mapping[str, np.ndarray],
-    count: int,
-    names: Mapping[str, Sequence[str]],
-    *,
-    resamples: int,
-    seed: int,
+    pair: Predictions, features: np.ndarray, name: str, titles: Sequence[Sequence[str]], *, resamples: int, seed: int
 ) -> dict[str, Any]:
-    y, z, subjects, logits = rows["labels"], rows["z"], rows["subjects"], rows["logits"]
-    classes = logits.shape[1]
-    cells = cell_index(np.stack([y, z], axis=1), [classes, count])
-    frequency = np.bincount(cells, minlength=classes * count).reshape(classes, count) / len(y)
-    readings = {}
-    probabilities = softmax(logits.astype(np.float64), axis=1)
-    for source, values in (("features", rows["features"]), ("predictions", probabilities[:, 1:])):
-        read = _cross_fitted(values, z, cells, subjects, count, seed=seed)
-        pair = _predictions(logits, rows["features"], y, z, subjects, read)
-        interval = bootstrap_interval(pair, "cell_balanced_accuracy", task=1, resamples=resamples, seed=seed)
-        value = float(_cell_accuracies(pair, 1).mean())
-        readings[source] = {"value": value, "interval": list(interval)}
-    weights = _cell_weights(frequency)
-    scores = {subset: float((weight * _cell_accuracies(pair, 0)).sum()) for subset, weight in weights.items()}
-    gaps = bootstrap_interval(
-        pair,
-        lambda some: float(np.nansum((weights["val"] - weights["inv"]) * _cell_accuracies(some, 0))),
-        resamples=resamples,
-        seed=seed,
+    cells = cell_index(pair.labels, pair.num_classes)
+    size, (classes, count) = math.prod(pair.num_classes), pair.num_classes
+    numbers = np.bincount(cells, minlength=size)
+    folds = list(
+        StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(cells, cells, np.asarray(pair.subjects))
     )
-    shown = {
-        "y": names.get("y", [str(i) for i in range(classes)]),
-        name: names.get(name, [str(i) for i in range(count)]),
-    }
-
-    def title(cell: int) -> str:
-        return f"y: {shown['y'][cell // count]}, {name}: {shown[name][cell % count]}"
-
-    accuracies = _cell_accuracies(pair, 0).ravel()
-    numbers = np.bincount(cells, minlength=classes * count)
+    readings = {}
+    for source, values in (("features", features), ("predictions", log_softmax(pair.head_logits(0), axis=1))):
+        pair.logits[:, classes:] = _cross_fitted(values, pair.labels, cells, folds, count)
+        rates = bootstrap_group_accuracies(pair, cells, task=1, resamples=resamples, seed=seed)
+        readings[source] = {
+            "value": cell_balanced_accuracy(pair, 1),
+            "interval": np.nanquantile(np.nanmean(rates, axis=1), [0.025, 0.975]).tolist(),
+        }
+    hits = pair.predicted(0) == pair.labels[:, 0]
+    accuracies = np.bincount(cells, weights=hits, minlength=size) / numbers
+    weights = _cell_weights(numbers.reshape(classes, count) / len(cells))
+    scores = {subset: float((weight.ravel() * accuracies).sum()) for subset, weight in weights.items()}
+    rates = bootstrap_group_accuracies(pair, cells, resamples=resamples, seed=seed)
+    val, inv = (_weighted(rates, weights[subset]) for subset in ("val", "inv"))
     groups = [
-        {"cell": title(cell), "accuracy": float(accuracies[cell]), "n": int(numbers[cell])}
-        for cell in range(classes * count)
+        {
+            "cell": f"y: {titles[0][cell // count]}, {name}: {titles[1][cell % count]}",
+            "accuracy": float(accuracies[cell]),
+            "n": int(numbers[cell]),
+        }
+        for cell in range(size)
     ]
     return {
-        "n": len(y),
-        "association": _cramers_v(frequency),
+        "n": len(cells),
+        "association": _cramers_v(numbers.reshape(classes, count) / len(cells)),
         "chance": 1 / count,
         **readings,
         "accuracy": scores,
-        "gap": {"value": scores["val"] - scores["inv"], "interval": list(gaps)},
-        "worst_group": min(groups, key=lambda group: (group["accuracy"], group["n"])),
-        "groups": groups,
+        "gap": {"value": scores["val"] - scores["inv"], "interval": np.nanquantile(val - inv, [0.025, 0.975]).tolist()},
+        "groups": sorted(groups, key=lambda group: (group["accuracy"], group["n"])),
     }
 
 
-def _cell_accuracies(pair: Predictions, task: int) -> np.ndarray:
-    """Accuracy of a task in every (y, z) cell, `(K, classes of z)`; NaN where the cell is empty."""
-    cells = cell_index(pair.labels, pair.num_classes)
-    n = np.bincount(cells, minlength=math.prod(pair.num_classes))
-    hits = np.bincount(cells, weights=pair.predicted(task) == pair.labels[:, task], minlength=len(n))
-    with np.errstate(invalid="ignore"):
-        return (hits / n).reshape(pair.num_classes)
-
-
 def _cell_weights(frequency: np.ndarray) -> dict[str, np.ndarray]:
-    """Weights of the (y, z) cells under the association found, none, and the opposite one; each sums to 1."""
-    ratio = frequency / (frequency.sum(axis=1, keepdims=True) * frequency.sum(axis=0, keepdims=True))
-    return {key: weight / weight.sum() for key, weight in (("val", ratio), ("bal", ratio**0), ("inv", 1 / ratio))}
+    """Weights of the (y, z) cells: z given y as found, as in all classes together, and to the other side of that."""
+    of_y, of_z = frequency.sum(axis=1, keepdims=True), frequency.sum(axis=0, keepdims=True)
+    given = frequency / of_y
+    other = np.maximum(2 * of_z - given, 0)
+    return {"val": frequency, "bal": of_y * of_z, "inv": of_y * other / other.sum(axis=1, keepdims=True)}
+
+
+def _weighted(rates: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted accuracy of each bootstrap sample; a cell that was not drawn leaves its weight to the others of its row."""
+    rates = rates.reshape(len(rates), *weights.shape)
+    drawn = np.where(np.isnan(rates), 0, weights)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn *= weights.sum(axis=1)[:, None] / drawn.sum(axis=2, keepdims=True)
+    return np.where(np.isnan(drawn).any(axis=(1, 2)), np.nan, (drawn * np.nan_to_num(rates)).sum(axis=(1, 2)))
 
 
 def _cramers_v(frequency: np.ndarray) -> float:
@@ -203,17 +205,25 @@ def _cramers_v(frequency: np.ndarray) -> float:
 
 
 def _cross_fitted(
-    values: np.ndarray, z: np.ndarray, cells: np.ndarray, subjects: np.ndarray, count: int, *, seed: int
+    values: np.ndarray,
+    labels: np.ndarray,
+    cells: np.ndarray,
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    count: int,
 ) -> np.ndarray:
-    """One-hot z `(n, count)` that probes read which were fitted on other subjects, with equal weight for every cell."""
+    """One-hot z `(n, count)`, read by probes that were fitted on other subjects, with equal weight for every cell."""
+    y, z = labels.T
     weight = (1 / np.bincount(cells))[cells]
     weight *= len(weight) / weight.sum()
     read = np.zeros((len(z), count))
     values = values.astype(np.float64)
-    for fit, score in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(values, cells, subjects):
+    for fit, score in folds:
+        # What y alone explains, with every class of z weighing the same within a class of y.
+        means = np.stack([values[fit][cells[fit] == cell].mean(axis=0) for cell in range(int(cells.max()) + 1)])
+        centre = means.reshape(-1, count, values.shape[1]).mean(axis=1)
         model = make_pipeline(StandardScaler(), PROBES["linear"]())
-        model.fit(values[fit], z[fit], logisticregression__sample_weight=weight[fit])
-        read[score, model.predict(values[score])] = 1
+        model.fit(values[fit] - centre[y[fit]], z[fit], logisticregression__sample_weight=weight[fit])
+        read[score, model.predict(values[score] - centre[y[score]])] = 1
     return read
 
 
@@ -225,9 +235,10 @@ def audit_verdict(found: Mapping[str, Any]) -> str:
         found: an entry of "attributes" of `audit_attributes`.
 
     Returns:
-        "shortcut" or "over-corrected (anti-shortcut)" where the gap is more than 5 points and its interval leaves out 0;
-        else "in the predictions" or "in the features" where the interval of what is read there lies above chance; else
-        "no sign of it". "not audited" where it was skipped.
+        "shortcut" or "over-corrected (anti-shortcut)" where the gap is more than 5 points and its interval leaves out 0
+        (and the training data had the association of these images; where they had the opposite one, the two words change
+        places); else "in the predictions" or "in the features" where the interval of what is read there lies above
+        chance; else "no sign of it". "not audited" where it was skipped.
 
     Example:
         >>> sure = {"value": 0.2, "interval": [0.1, 0.3]}

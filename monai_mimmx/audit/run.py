@@ -15,16 +15,17 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from monai_mimmx.audit.attributes import audit_attributes, audit_verdict
+from monai_mimmx.audit.attributes import audit_attributes
 from monai_mimmx.audit.features import extract_features
 from monai_mimmx.data import Task, parse_tasks, read_table
+from monai_mimmx.data.tables import classify, read_columns, value_key
 from monai_mimmx.errors import check_writable
 from monai_mimmx.evaluation.protocol import write_json
 from monai_mimmx.report.figures import gap_figure, interval_figure, save_figures
 from monai_mimmx.report.page import html_table, picture, section, write_page
 from monai_mimmx.transforms.load_grayscale import quiet_readers
 
-__all__ = ["attribute_tasks", "audit_classifier", "write_audit"]
+__all__ = ["attribute_tasks", "audit_classifier"]
 
 NETWORKS = ("network_def", "network", "net", "model")
 WEIGHTS = ("model", "state_dict", "network", "net")
@@ -42,7 +43,7 @@ def attribute_tasks(
     Tasks for the label and for every column of a table that can be audited.
 
     Numbers with more than 10 different values are cut at their median. Of other columns each value is a class; values in
-    fewer than 20 rows count as unknown.
+    fewer than 20 rows count as unknown. Only rows with a usable label count.
 
     Args:
         table: a CSV file.
@@ -56,30 +57,27 @@ def attribute_tasks(
 
     Raises:
         FileNotFoundError: if there is no table.
-        ValueError: for an unknown column, or a table without a column that can be audited.
+        ValueError: for a table that cannot be read, an unknown column, or a table without a column that can be audited.
     """
     path = Path(table)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no table {path}")
-    frame = pd.read_csv(path, dtype=str, encoding="utf-8-sig").rename(columns=str.strip)
-    frame = frame.apply(lambda values: values.str.strip()).replace("", np.nan)
     label_column = label if isinstance(label, str) else str(label.get("column"))
+    frame = read_columns(path, [label_column, *(columns or [])], everything=True)
     if columns is None:
         columns = [name for name in frame.columns if name not in (*without, label_column)]
-    for name in (label_column, *columns):
-        if name not in frame.columns:
-            raise ValueError(f"{path} has no column {name!r}: it has {', '.join(map(repr, frame.columns))}")
     if isinstance(label, str):
-        values = sorted(frame[label].dropna().unique(), key=_order)
+        values = _spellings(frame[label].dropna())
         if not 2 <= len(values) <= MAX_CLASSES:
             raise ValueError(
                 f"{path}: the label's column {label!r} has {len(values)} different values; give its classes as a task, such "
                 f'as {{"name": "{label}", "column": "{label}", "negative": [0], "positive": [1]}}'
             )
         label = {"name": label, "column": label, "classes": [[value] for value in values]}
-    tasks, left_out = [label], {}
+    own = parse_tasks([label, {"name": "no attribute", "column": "none", "classes": [[0], [1]]}])[0]
+    labelled = frame[classify(frame[own.column], own, path)[0] >= 0]
+    tasks: list[Any] = [own]
+    left_out: dict[str, str] = {}
     for name in columns:
-        rules = _rules(frame[name].dropna())
+        rules = _rules(labelled[name].dropna()) if name != "y" else "its name stands for the label: rename it"
         if isinstance(rules, str):
             left_out[name] = rules
         else:
@@ -90,25 +88,30 @@ def attribute_tasks(
     return parse_tasks(tasks), left_out
 
 
-def _order(value: str) -> tuple[bool, float, str]:
-    number = pd.to_numeric(value, errors="coerce")
-    return (bool(pd.isna(number)), 0.0 if pd.isna(number) else float(number), value)
+def _spellings(values: pd.Series) -> list[str]:
+    """The different values in their order, numbers by size; of equal numbers, one."""
+    by_key = {value_key(value): str(value) for value in values.unique()}
+    numbers = pd.to_numeric(pd.Series(list(by_key)), errors="coerce").to_numpy(dtype=float)
+    ordered = sorted(zip(np.isnan(numbers), np.nan_to_num(numbers), by_key.values(), strict=True))
+    return [value for _, _, value in ordered]
 
 
 def _rules(values: pd.Series) -> list[Any] | str:
     """Rules of the classes of a column, or why it has none."""
-    counts = values.value_counts()
-    numbers = pd.to_numeric(values, errors="coerce")
+    keys = values.map(value_key)
+    counts = keys.value_counts()
+    numbers = pd.to_numeric(keys, errors="coerce").replace([np.inf, -np.inf], np.nan)
     if len(counts) > MAX_CLASSES and numbers.notna().all():
         middle = float(numbers.median())
         middle = middle if (numbers > middle).any() else float(numbers[numbers < middle].max())
-        return [f"<= {middle:.10g}", f"> {middle:.10g}"]
-    frequent = [str(value) for value in counts.index[counts >= MIN_ROWS]]
+        cut = repr(middle).removesuffix(".0")
+        return [f"<= {cut}", f"> {cut}"]
+    frequent = _spellings(values[keys.map(counts) >= MIN_ROWS])
     if len(frequent) > MAX_CLASSES or (len(counts) > MAX_CLASSES and len(frequent) < 2):
         return f"{len(counts)} different values, not all of them numbers"
     if len(frequent) < 2:
-        return f"fewer than two values stand in {MIN_ROWS} rows or more"
-    return [[value] for value in sorted(frequent, key=_order)]
+        return f"fewer than two values stand in {MIN_ROWS} labelled rows or more"
+    return [[value] for value in frequent]
 
 
 def audit_classifier(
@@ -120,7 +123,8 @@ def audit_classifier(
     output_dir: str | os.PathLike[str],
     columns: Sequence[str] | None = None,
     image_column: str = "image",
-    subject_column: str = "subject",
+    subject_column: str | None = None,
+    split: str | None = None,
     network: str | None = None,
     preprocessing: str = "preprocessing",
     layer: str | None = None,
@@ -142,7 +146,9 @@ def audit_classifier(
         output_dir: gets `audit.json`, `report.html` and its pictures.
         columns: to audit, see `attribute_tasks`.
         image_column: column of the image files, absolute or relative to the table.
-        subject_column: column of the subject; where the table has none, each image is a subject of its own.
+        subject_column: column of the subject; by default "subject", and where the table has none, each image is a subject
+            of its own.
+        split: audit the rows with this value in the column "split" only.
         network: id of the network in the config; by default the first of "network_def", "network", "net", "model".
         preprocessing: id of the transform of `{"image": file}`.
         layer: module whose output is taken as features, see `extract_features`.
@@ -168,23 +174,29 @@ def audit_classifier(
             raise FileNotFoundError(f"there is no config {file}")
     if not Path(ckpt).is_file():
         raise FileNotFoundError(f"there is no checkpoint {ckpt}")
+    header = read_columns(Path(table), [subject_column or image_column], everything=True).columns
+    subjects = subject_column or ("subject" if "subject" in header else image_column)
     tasks, left_out = attribute_tasks(
-        table, label, columns=columns, without=(image_column, subject_column, "image", "subject", "split")
+        table, label, columns=columns, without=(image_column, subjects, "image", "subject", "split")
     )
-    header = pd.read_csv(table, nrows=0, encoding="utf-8-sig").columns.str.strip()
+
+    def prepare(whole: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, dict[str, int]]:
+        if split is None:
+            return whole.drop(columns="split", errors="ignore"), {}
+        if "split" not in whole.columns:
+            raise ValueError(f"{path} has no column 'split' to find {split!r} in")
+        chosen = whole["split"] == split
+        return whole[chosen].drop(columns="split"), {f"split is not {split}": int((~chosen).sum())}
+
     frame = read_table(
-        table,
-        tasks,
-        image_column=image_column,
-        subject_column=subject_column if subject_column in header else image_column,
-        unmatched="unknown",
+        table, tasks, image_column=image_column, subject_column=subjects, prepare=prepare, unmatched="unknown"
     )
     parser = ConfigParser()
     parser.read_config(config)
     parser.update(dict(options or {}))
-    names = [network] if network is not None else [name for name in NETWORKS if name in parser.get()]
+    names = [network] if network is not None else [name for name in NETWORKS if name in parser]
     for name in [*names[:1], preprocessing]:
-        if name not in parser.get():
+        if name not in parser:
             raise ValueError(f"the config has no {name!r}: name the ids of the network and the preprocessing it has")
     if not names:
         raise ValueError(f"the config has none of {', '.join(NETWORKS)}: name the id of the network")
@@ -209,34 +221,45 @@ def audit_classifier(
         {task.name: frame[task.name].to_numpy() for task in tasks[1:]},
         frame["subject"],
         class_names={"y": tasks[0].class_names, **{task.name: task.class_names for task in tasks[1:]}},
+        progress=True,
     )
-    for attribute in found["attributes"].values():
-        attribute["verdict"] = audit_verdict(attribute)
     found |= {"left_out": left_out, "excluded": frame.attrs["excluded"], "label": tasks[0].name}
+    found["by_subject"] = subjects != image_column
     write_json(Path(output_dir) / "audit.json", found)
-    write_audit(output_dir, found, title=f"Audit of {Path(ckpt).name}")
+    _write_page(output_dir, found, title=f"Audit of {Path(ckpt).name}")
     return found
 
 
 def _load(network: nn.Module, path: Path) -> None:
     """Load the weights of a checkpoint, of which the entry that holds them may have any usual name."""
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} holds no weights that can be loaded ({type(error).__name__}): save the network's state_dict with "
+            "torch.save, not the network itself or TorchScript"
+        ) from error
+    if not isinstance(stored, Mapping):
+        raise ValueError(f"{path} holds a {type(stored).__name__}, not the network's state_dict")
     weights = next((stored[name] for name in WEIGHTS if isinstance(stored.get(name), Mapping)), stored)
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}  # of DistributedDataParallel
+    if all(key.startswith("module.") for key in weights) and not hasattr(network, "module"):
+        weights = {key.removeprefix("module."): value for key, value in weights.items()}  # DistributedDataParallel's
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"the checkpoint {path} does not fit the network of the config: {error}") from error
 
 
-def write_audit(folder: str | os.PathLike[str], found: Mapping[str, Any], *, title: str) -> Path:
+def _write_page(folder: str | os.PathLike[str], found: Mapping[str, Any], *, title: str) -> Path:
     """Write `report.html` and the pictures of an audit; the path of the page."""
     done = {name: values for name, values in found["attributes"].items() if "skipped" not in values}
+    by = "by subject" if found["by_subject"] else "by image, as the table tells no subjects"
     body = section(
         "At a glance",
         "Gap: what accuracy is lost, in points, where the association of the attribute with the label is turned round; "
-        "above 5 a shortcut, below -5 an over-correction. Read from predictions and features: what a probe makes of them "
-        "in images of equal label; chance in brackets. Intervals of 95 %, by subject.",
+        "above 5 a shortcut, below -5 an over-correction, if the network was trained on data with the association of "
+        "these images. Read from predictions and features: what a probe makes of them in images of equal label; chance "
+        f"in brackets. Intervals of 95 %, {by}: of many attributes that are not there, one in twenty or so will seem to be.",
     )
     body += html_table(
         [
@@ -288,12 +311,18 @@ def write_audit(folder: str | os.PathLike[str], found: Mapping[str, Any], *, tit
             [
                 [name, group["cell"], f"{100 * group['accuracy']:.1f}", group["n"]]
                 for name, values in done.items()
-                for group in sorted(values["groups"], key=lambda group: group["accuracy"])
+                for group in values["groups"]
             ],
             kind="words",
         )
     skipped = {name: values["skipped"] for name, values in found["attributes"].items() if "skipped" in values}
-    for heading, rows in (("Not audited", {**skipped, **found["left_out"]}), ("Excluded rows", found["excluded"])):
+    rare = {name: ", ".join(values["rare"]) for name, values in done.items() if values["rare"]}
+    told = {
+        "Not audited": {**skipped, **found["left_out"]},
+        "Values that count as unknown, being too rare": rare,
+        "Excluded rows": found["excluded"],
+    }
+    for heading, rows in told.items():
         if rows:
             body += section(heading, "") + html_table(["what", "why, or how many"], rows.items(), kind="settings")
     auroc = "" if found["auroc"] is None else f", AUROC {100 * found['auroc']:.1f} %"

@@ -13,8 +13,9 @@ from typing import Any
 
 import pandas as pd
 
-from monai_mimmx.comparison.tables import SETS, collect_rows, format_tables, make_tables, notes, row_title, summarise
+from monai_mimmx.comparison.tables import collect_rows, format_tables, make_tables, notes, row_title, summarise
 from monai_mimmx.evaluation.protocol import write_json
+from monai_mimmx.evaluation.scores import SUBSET_TITLES
 from monai_mimmx.handlers import read_history
 from monai_mimmx.report.figures import courses_figure, gap_figure, probe_figure, save_figures, strength_figure
 from monai_mimmx.report.page import html_table, picture, section, write_page
@@ -94,7 +95,7 @@ def _points(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float
     """Method to test set to the accuracy of y of each seed."""
     points: dict[str, dict[str, list[float]]] = {}
     for row in rows:
-        for subset in SETS:
+        for subset in SUBSET_TITLES:
             value = row["accuracy"].get(subset, {}).get("y")
             if value is not None:
                 points.setdefault(row_title(row), {}).setdefault(subset, []).append(value)

@@ -16,7 +16,8 @@ import numpy as np
 from scipy import stats
 
 from monai_mimmx.comparison.methods import METHODS
-from monai_mimmx.evaluation.scores import verdict
+from monai_mimmx.evaluation.scores import SUBSET_TITLES, verdict
+from monai_mimmx.losses.dependence import WITHOUT_DEPENDENCE
 
 __all__ = [
     "ScoreTable",
@@ -40,9 +41,6 @@ KEPT = (
     "mi",
     "epochs",
 )
-SETS = {"val": "Val", "inv": "Inv", "bal": "Bal"}
-"""Key and title of the test sets."""
-
 Values = Mapping[tuple[str, ...], tuple[float, float]]
 
 
@@ -153,7 +151,8 @@ def read_published(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     stored = json.loads(Path(path).read_text(encoding="utf-8"))
     rows = []
     for row in stored["rows"]:
-        gap = {"drop_val_inv": row["accuracy"]["val"]["y"] - row["accuracy"]["inv"]["y"]}
+        val, inv = (row["accuracy"].get(subset, {}).get("y") for subset in ("val", "inv"))
+        gap = {} if val is None or inv is None else {"drop_val_inv": val - inv}
         rows.append({"seed": 0, "agreement": None, **row, **gap, "source": stored["source"]})
     return rows
 
@@ -297,7 +296,7 @@ def make_tables(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[s
     both = sorted(summaries + beside, key=lambda summary: (_place(summary["name"]), summary["seeds"] is None))
     chance = {path[0]: value for path, value in _leaves(done[0]["probes"]["chance"])}
     tables = [
-        _summary(summaries, tasks, chance),
+        _summary(summaries, tasks, chance, {row["name"]: row.get("config") or {} for row in done}),
         _accuracies(both, tasks),
         _ranking(summaries),
         _probes(both, tasks, chance),
@@ -355,7 +354,7 @@ def _size(row: Mapping[str, Any]) -> str:
     parts = [f"images of {config['image_size']} pixels"] if "image_size" in config else []
     parts += [f"{n['train']:,} of them to train"] if "train" in n else []
     parts += [f"{row['epochs']} epochs"] if row.get("epochs") else []
-    parts += ["tested on " + ", ".join(f"{n[key]:,} ({SETS[key]})" for key in SETS if key in n)]
+    parts += ["tested on " + ", ".join(f"{n[key]:,} ({SUBSET_TITLES[key]})" for key in SUBSET_TITLES if key in n)]
     return ", ".join(parts)
 
 
@@ -369,7 +368,12 @@ def _mean(values: Values, *path: str) -> float | None:
     return values[path][0] if path in values else None
 
 
-def _summary(summaries: Sequence[Mapping[str, Any]], tasks: Sequence[str], chance: Mapping[str, float]) -> ScoreTable:
+def _summary(
+    summaries: Sequence[Mapping[str, Any]],
+    tasks: Sequence[str],
+    chance: Mapping[str, float],
+    configs: Mapping[str, Mapping[str, Any]],
+) -> ScoreTable:
     lines = []
     for summary in summaries:
         values = summary["values"]
@@ -377,6 +381,8 @@ def _summary(summaries: Sequence[Mapping[str, Any]], tasks: Sequence[str], chanc
         leaks = {task: _mean(values, "probes", "linear", "f_y", task) for task in tasks[1:]}
         above = {task: value - chance[task] for task, value in leaks.items() if value is not None}
         most = max(above, key=lambda task: above[task], default=None)
+        config = configs[summary["name"]]
+        weighs = config.get("method") not in (None, *WITHOUT_DEPENDENCE)
         lines.append(
             [
                 summary["title"],
@@ -385,25 +391,27 @@ def _summary(summaries: Sequence[Mapping[str, Any]], tasks: Sequence[str], chanc
                 _number(values, "accuracy", "bal", "y"),
                 _number(values, "worst_group", "bal", "accuracy"),
                 "-" if most is None else f"{most} {100 * above[most]:+.1f}",
+                f"{config['lambda_mi']:g}" if weighs and "lambda_mi" in config else "-",
             ]
         )
     return ScoreTable(
         "summary",
         "At a glance",
         "The verdict is on the mean gap: a shortcut above 5 points, over-corrected below -5. The leak is the "
-        "factor that a linear probe reads best from f_y, in points above chance.",
-        ["method", "verdict", "y Val - Inv", "y Bal", "worst group Bal", "leak into f_y"],
+        "factor that a linear probe reads best from f_y, in points above chance. lambda: the weight of the dependence "
+        "term, which a bundle may set for each method.",
+        ["method", "verdict", "y Val - Inv", "y Bal", "worst group Bal", "leak into f_y", "lambda"],
         lines,
     )
 
 
 def _accuracies(summaries: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> ScoreTable:
-    header = ["method", "seeds", *(f"{task} {title}" for task in tasks for title in SETS.values())]
+    header = ["method", "seeds", *(f"{task} {title}" for task in tasks for title in SUBSET_TITLES.values())]
     lines = [
         [
             summary["title"],
             str(summary["seeds"] or "-"),
-            *(_number(summary["values"], "accuracy", subset, task) for task in tasks for subset in SETS),
+            *(_number(summary["values"], "accuracy", subset, task) for task in tasks for subset in SUBSET_TITLES),
             _number(summary["values"], "drop_val_inv", sign=True),
             _number(summary["values"], "worst_group", "bal", "accuracy"),
         ]
@@ -429,7 +437,7 @@ def _ranking(summaries: Sequence[Mapping[str, Any]]) -> ScoreTable | None:
     columns = {
         f"{name} {title}": path(subset)
         for name, path in scores.items()
-        for subset, title in SETS.items()
+        for subset, title in SUBSET_TITLES.items()
         if path(subset) in found
     }
     if not columns:
@@ -479,16 +487,17 @@ def _ablation(ours: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str
     }
     lines = []
     for summary in (summary for summary in ours if summary["name"] in switches):
-        paper: Values = next((other["values"] for other in published if other["name"] == summary["name"]), {})
+        beside = published if summary["agreement"] is None else []  # the paper swept no agreement
+        paper: Values = next((other["values"] for other in beside if other["name"] == summary["name"]), {})
         sweep = "" if summary["agreement"] is None else f" @ {summary['agreement']:g}"
         row = [switches[summary["name"]] + sweep]
         for values in (summary["values"], paper):
-            row += [_number(values, "accuracy", subset, "y") for subset in SETS]
+            row += [_number(values, "accuracy", subset, "y") for subset in SUBSET_TITLES]
             row.append(_number(values, "drop_val_inv", sign=True))
         lines.append(row)
     if len(lines) < 2:
         return None
-    columns = [f"y {title}" for title in SETS.values()] + ["y Val - Inv"]
+    columns = [f"y {title}" for title in SUBSET_TITLES.values()] + ["y Val - Inv"]
     return ScoreTable(
         "ablation",
         "Ablation",

@@ -233,13 +233,16 @@ def _build(
 
 
 def _available_memory() -> int | None:
-    """Bytes that this machine can give without swapping; None where it does not tell."""
+    """Bytes that this machine, or the container, can give without swapping; None where it does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return 1024 * int(found[0]) if found else None
+    found = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError):  # no control group, or one without a limit
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        found.append(max(0, limit - used))
+    return min(found, default=None)
 
 
 def _whereabouts(pixels: np.ndarray) -> str:

@@ -33,7 +33,7 @@ from monai_mimmx.data.cohort_folder import check_options, publish_folder, write_
 
 __all__ = ["COHORT_VERSION", "chest_image", "write_chest_cohort"]
 
-COHORT_VERSION = "3"
+COHORT_VERSION = "4"
 """Changes whenever the same (composition, scale, seed) would give other images or another table."""
 
 SIZE = 160
@@ -542,8 +542,8 @@ LABEL_COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS)
 FOLDER_NAME = "CheXpert-v1.0-small"
 
 # "induced": images for each value of y, by whether (sex, age group) agree with it. The parts 0.45, 0.15, 0.40 of the
-# patients then hold a correlated (0.9) subset of 6,000 for training, and 2,000 correlated, inverted and balanced ones to test.
-_CELLS = {(1, 1): 5760, (1, 0): 740, (0, 1): 740, (0, 0): 2200}
+# patients then hold a correlated (0.9) subset of 9,000 for training, and 2,000 correlated, inverted and balanced ones to test.
+_CELLS = {(1, 1): 8640, (1, 0): 1000, (0, 1): 1000, (0, 0): 2200}
 # "natural": what age group and co-occurring disease have in common with y; sex is independent of all.
 _TOTAL = 18_000
 _OLD = (0.62, 0.76)  # P(old | y)
@@ -708,7 +708,7 @@ def write_chest_cohort(
     sex and an age below 50 or above 60:
 
     - "induced" fills the cells of (y, sex, age group) so that subsets in which both agree with y, contradict it, or neither
-      can be drawn; 13,120 such images;
+      can be drawn; 25,680 such images;
     - "natural" has sex independent of all, and age group and co-occurring disease (a positive label other than effusion, `No
       Finding` and `Support Devices`) in the joint distribution with y of the published experiment, independent
       of each other given y; 18,000 such images.

@@ -31,14 +31,14 @@ _RULE_HELP = 'a list of values such as ["Female"], a comparison such as "< 51", 
 _MAX_LISTED = 20
 
 
-def _value_key(value: Any) -> str:
+def value_key(value: Any) -> str:
     """The form in which values are compared: stripped text, and one spelling for equal numbers (1, 1.0, "1.0")."""
     text = str(value).strip()
     return repr(float(text) + 0.0) if _PLAIN_NUMBER.fullmatch(text) else text
 
 
 def _shown(key: str) -> str:
-    """A key of `_value_key` as a person writes it: 1, not 1.0."""
+    """A key of `value_key` as a person writes it: 1, not 1.0."""
     return f"{float(key):g}" if _PLAIN_NUMBER.fullmatch(key) else key
 
 
@@ -129,7 +129,7 @@ def _parse_rule(rule: Any, where: str) -> Rule:
             raise ValueError(f"{where}: expected at least one value, got an empty list")
         if any(not isinstance(value, str | int | float | np.number) for value in values):
             raise ValueError(f"{where}: expected a list of texts and numbers, got {values!r}")
-        keys = frozenset(_value_key(value) for value in values)
+        keys = frozenset(value_key(value) for value in values)
         if blank := keys & {*BLANKS}:
             raise ValueError(f"{where}: a blank counts as missing and cannot be listed, got {min(blank)!r}")
         return Rule(repr(values), values=keys)
@@ -207,7 +207,9 @@ def parse_tasks(tasks: Sequence[Mapping[str, Any] | Task]) -> list[Task]:
     return parsed
 
 
-def _read_columns(path: Path, required: Sequence[str], optional: Sequence[str], everything: bool) -> pd.DataFrame:
+def read_columns(
+    path: Path, required: Sequence[str], optional: Sequence[str] = (), everything: bool = False
+) -> pd.DataFrame:
     """The wanted columns, or all, as stripped text, blanks as NA; the index is the line in the file."""
     if not path.is_file():
         raise FileNotFoundError(f"no table at {path}: expected a CSV file (check dataset_dir or the path)")
@@ -219,6 +221,8 @@ def _read_columns(path: Path, required: Sequence[str], optional: Sequence[str], 
                 + (" (is the separator a comma?)" if len(header) == 1 else "")
             )
         wanted = {*required, *optional}
+        if twice := [name for name in header if header.count(name) > 1 and (everything or name in wanted)]:
+            raise ValueError(f"{path} has the column {twice[0]!r} twice: rename one")
         frame = pd.read_csv(
             path,
             dtype=str,
@@ -243,11 +247,11 @@ def _read_columns(path: Path, required: Sequence[str], optional: Sequence[str], 
     return frame
 
 
-def _classify(values: pd.Series, task: Task, path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def classify(values: pd.Series, task: Task, path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Class index per row (-1: blank, -2: no rule), and masks of the rows that no rule covers, by reason."""
     codes, uniques = pd.factorize(values)  # blanks get the code -1
     texts = np.asarray(uniques, dtype=object)
-    keys = [_value_key(text) for text in texts]
+    keys = [value_key(text) for text in texts]
     class_of_key = {key: index for index, rule in enumerate(task.classes) for key in rule.values}
     class_of = np.array([class_of_key.get(key, -2) for key in keys] + [-1], dtype=np.int64)
     has_interval = any(rule.is_interval for rule in task.classes)
@@ -369,7 +373,7 @@ def read_table(
         raise ValueError(f"expected unmatched to be 'exclude' or 'unknown', got {unmatched!r}")
     parsed = parse_tasks(tasks)
     required = list(dict.fromkeys([image_column, subject_column, *(task.column for task in parsed)]))
-    table = _read_columns(path, [] if prepare else required, [split_column], everything=prepare is not None)
+    table = read_columns(path, [] if prepare else required, [split_column], everything=prepare is not None)
     total = len(table)
     excluded: dict[str, int] = {}
     if prepare is not None:
@@ -387,7 +391,7 @@ def read_table(
     keep = np.ones(len(table), dtype=bool)
     labels: dict[str, np.ndarray] = {}
     for index, task in enumerate(parsed):
-        labels[task.name], reasons = _classify(table[task.column], task, path)
+        labels[task.name], reasons = classify(table[task.column], task, path)
         if index == 0:
             reasons = {f"{task.name} is blank": labels[task.name] == -1, **reasons}
         elif unmatched == "unknown":

@@ -203,32 +203,58 @@ def bootstrap_interval(
         raise ValueError(f"resamples must be 1 or more; got {resamples}.")
     if len(predictions) == 0:
         raise ValueError("there are no rows to draw from.")
-    rng = np.random.default_rng(seed)
-    names, subject = np.unique(predictions.subjects, return_inverse=True)
     tails = [(1 - level) / 2, (1 + level) / 2]
 
     if callable(statistic):
+        rng = np.random.default_rng(seed)
+        names, subject = np.unique(predictions.subjects, return_inverse=True)
         rows_of = np.split(np.argsort(subject, kind="stable"), np.cumsum(np.bincount(subject))[:-1])
         draws = rng.integers(len(names), size=(resamples, len(names)))
         values = np.array([statistic(predictions.take(np.concatenate([rows_of[s] for s in draw]))) for draw in draws])
     else:
         group = _groups(predictions, task, named[statistic])
-        used = group >= 0
-        if not used.any():
+        if not (group >= 0).any():
             raise ValueError(f"no row has the labels that the score of task '{predictions.task_names[task]}' needs.")
-        hits = predictions.predicted(task) == predictions.labels[:, task]
-        _, group_used = np.unique(group[used], return_inverse=True)
-        n, correct = np.zeros((2, len(names), group_used.max() + 1))
-        np.add.at(n, (subject[used], group_used), 1.0)
-        np.add.at(correct, (subject[used], group_used), hits[used])
-        # A bootstrap sample is a multinomial count per subject, so all samples are one matrix product.
-        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples).astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            rate = (times @ correct) / (times @ n)  # (resamples, groups), NaN where a group was not drawn
+        rate = bootstrap_group_accuracies(
+            predictions,
+            np.unique(group, return_inverse=True)[1] - (group < 0).any(),
+            task=task,
+            resamples=resamples,
+            seed=seed,
+        )
         rate = rate[~np.isnan(rate).all(axis=1)]
         values = np.nanmean(rate, axis=1)
     low, high = np.quantile(values, tails)
     return float(low), float(high)
+
+
+def bootstrap_group_accuracies(
+    predictions: Predictions, group: np.ndarray, *, task: int = 0, resamples: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """
+    The accuracy of every group in each of many bootstrap samples of whole subjects.
+
+    Args:
+        predictions: outputs and labels.
+        group: group of each row, 0 or more, shape (n,); -1 for a row that counts nowhere.
+        task: the task that is scored.
+        resamples: number of bootstrap samples.
+        seed: seed of the draw.
+
+    Returns:
+        `(resamples, number of groups)`; NaN where a sample holds no row of a group.
+    """
+    names, subject = np.unique(predictions.subjects, return_inverse=True)
+    used = group >= 0
+    hits = predictions.predicted(task) == predictions.labels[:, task]
+    n, correct = np.zeros((2, len(names), int(group.max(initial=0)) + 1))
+    np.add.at(n, (subject[used], group[used]), 1.0)
+    np.add.at(correct, (subject[used], group[used]), hits[used])
+    # A bootstrap sample is a multinomial count per subject, so all samples are one matrix product.
+    rng = np.random.default_rng(seed)
+    times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return (times @ correct) / (times @ n)
 
 
 def score_table(predictions_by_subset: Mapping[str, Predictions]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from monai_mimmx.evaluation.scores import SUBSET_TITLES
+
 __all__ = [
     "accuracy_figure",
     "cooccurrence_figure",
@@ -32,7 +34,6 @@ __all__ = [
 # Okabe and Ito's palette, told apart with every common form of colour blindness.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#F0E442")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)))
-SUBSETS = {"val": "Val", "inv": "Inv", "bal": "Bal"}
 WIDTH = 5.0  # inches: narrow, so that text is still large enough where a phone shows the picture 390 pixels wide
 SMALL = 9
 
@@ -63,7 +64,7 @@ def accuracy_figure(scores: Mapping[str, Any], title: str = "") -> Figure:
         title: title of the figure.
     """
     table = scores["accuracy"]
-    subsets = [subset for subset in SUBSETS if subset in table] or list(table)
+    subsets = [subset for subset in SUBSET_TITLES if subset in table] or list(table)
     keys = list(table[subsets[0]])
     figure = _figure(3.8, max(WIDTH, 1.2 * len(keys)))
     ax = figure.subplots()
@@ -72,7 +73,7 @@ def accuracy_figure(scores: Mapping[str, Any], title: str = "") -> Figure:
         values = [table[subset][key] for key in keys]
         heights = [100 * value if value is not None else 0 for value in values]
         at = np.arange(len(keys)) + (i - (len(subsets) - 1) / 2) * width
-        bars = ax.bar(at, heights, width * 0.92, color=COLOURS[i], label=SUBSETS.get(subset, subset))
+        bars = ax.bar(at, heights, width * 0.92, color=COLOURS[i], label=SUBSET_TITLES.get(subset, subset))
         texts = [f"{height:.0f}" if value is not None else "none" for height, value in zip(heights, values)]
         ax.bar_label(bars, texts, fontsize=SMALL, padding=1)
     chance = scores.get("chance", {}).get("bal", {})
@@ -287,15 +288,17 @@ def gap_figure(
     methods = list(scores)
     figure = _figure(0.45 * len(methods) + 1.3)
     ax = figure.subplots()
+    named: set[str] = set()
     for row, method in enumerate(methods):
         for values, lift, filled in ((scores[method], 0.0, True), ((published or {}).get(method, {}), -0.28, False)):
-            means = {key: 100 * float(np.mean(values[key])) for key in SUBSETS if len(values.get(key, ()))}
+            means = {key: 100 * float(np.mean(values[key])) for key in SUBSET_TITLES if len(values.get(key, ()))}
             if "val" in means and "inv" in means:
                 ax.plot([means["val"], means["inv"]], [row + lift] * 2, color="#999999", linewidth=3 if filled else 1)
-            for (key, title), colour, marker in zip(SUBSETS.items(), COLOURS, "osD"):
+            for (key, title), colour, marker in zip(SUBSET_TITLES.items(), COLOURS, "osD"):
                 if key not in means:
                     continue
-                label = title if filled and row == 0 else ""
+                label = "" if title in named else title
+                named.add(title)
                 face = colour if filled else "white"
                 size = 55 if filled else 22
                 ax.scatter(means[key], row + lift, size, face, marker=marker, edgecolors=colour, label=label, zorder=3)

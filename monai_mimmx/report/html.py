@@ -13,12 +13,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from monai_mimmx.evaluation.scores import verdict
+from monai_mimmx.evaluation.scores import SUBSET_TITLES, verdict
 from monai_mimmx.report.page import html_table, picture, section, write_page
 
 __all__ = ["write_report"]
 
-SUBSETS = {"val": "Val", "inv": "Inv", "bal": "Bal"}
 EXPLAINED = {
     "shortcut": "The network leans on the spurious factors: it does worse where they point the other way.",
     "over-corrected (anti-shortcut)": "The network leans on the spurious factors in reverse: it does better where they "
@@ -37,7 +36,9 @@ def _points(gap: float) -> str:
 
 
 def _subsets(table: Mapping[str, Any]) -> list[str]:
-    return [subset for subset in SUBSETS if subset in table] + [subset for subset in table if subset not in SUBSETS]
+    return [subset for subset in SUBSET_TITLES if subset in table] + [
+        subset for subset in table if subset not in SUBSET_TITLES
+    ]
 
 
 def _row_name(key: str, metrics: Mapping[str, Any]) -> str:
@@ -48,7 +49,7 @@ def _row_name(key: str, metrics: Mapping[str, Any]) -> str:
 def _headline(metrics: Mapping[str, Any]) -> str:
     table = metrics.get("accuracy", {})
     y = {subset: table[subset].get("y") for subset in _subsets(table)}
-    numbers = [(f"y on {SUBSETS.get(s, s)} (%)", _percent(value)) for s, value in y.items()]
+    numbers = [(f"y on {SUBSET_TITLES.get(s, s)} (%)", _percent(value)) for s, value in y.items()]
     text = ""
     if y.get("val") is not None and y.get("inv") is not None:
         gap = y["val"] - y["inv"]
@@ -80,7 +81,7 @@ def _score_tables(metrics: Mapping[str, Any]) -> str:
         if not table:
             continue
         subsets = _subsets(table)
-        head = ["task", *(SUBSETS.get(s, s) for s in subsets)]
+        head = ["task", *(SUBSET_TITLES.get(s, s) for s in subsets)]
         keys = list(table[subsets[0]])
         gaps = name == "accuracy" and "val" in table and "inv" in table
         rows = []
@@ -101,7 +102,7 @@ def _score_tables(metrics: Mapping[str, Any]) -> str:
         )
         groups = (
             (
-                SUBSETS.get(subset, subset),
+                SUBSET_TITLES.get(subset, subset),
                 worst[subset]["cell"],
                 _percent(worst[subset]["accuracy"]),
                 worst[subset]["n"],
@@ -137,7 +138,7 @@ def _probe_tables(metrics: Mapping[str, Any]) -> str:
     subset = "bal" if "bal" in switched else next(iter(switched), None)
     if subset is not None:
         html += section(
-            f"Switched labels on {SUBSETS.get(subset, subset)} (%)",
+            f"Switched labels on {SUBSET_TITLES.get(subset, subset)} (%)",
             "The head of the row's block, scored against the column's labels. Off the shaded cells, far from chance "
             "either way means that the head follows another task.",
         )

@@ -50,6 +50,7 @@ def study(tmp_path):
         network[1].weight.zero_()
         network[1].weight[1, 0] = 1.0
         network[1].bias.copy_(torch.tensor([100.0, 0.0]))
+    torch.save([1], tmp_path / "list.pt")
     torch.save(
         {"state_dict": {f"module.{key}": value for key, value in network.state_dict().items()}}, tmp_path / "net.pt"
     )
@@ -98,7 +99,11 @@ def test_options_replace_those_of_the_config(study, capsys):
     [
         ([], {"ckpt": "none.pt"}, "there is no checkpoint .*none.pt"),
         ([], {"config": "none.json"}, "there is no config .*none.json"),
-        ([], {"table": "none.csv"}, "there is no table .*none.csv"),
+        ([], {"table": "none.csv"}, "no table at .*none.csv"),
+        ([], {"ckpt": "table.csv"}, "table.csv holds no weights that can be loaded"),
+        ([], {"ckpt": "list.pt"}, "list.pt holds a list, not the network's state_dict"),
+        (["--subject_column", "pateint"], {}, "has no column 'pateint'"),
+        (["--split", "test"], {}, "has no column 'split'"),
         (["--columns", "weight"], {}, "has no column 'weight': it has 'image', 'subject', 'sick'"),
         (["--label", "note"], {}, "'note' has 240 different values; give its classes as a task"),
         (["--columns", "note"], {}, "no column to audit .note: 240 different values"),
@@ -129,3 +134,41 @@ def test_tasks_of_a_table(tmp_path):
         "mostly_zero": ["<= 0", "> 0"],
     }
     assert left_out == {}
+
+
+def test_spellings_blanks_and_odd_columns(tmp_path):
+    path = tmp_path / "t.csv"
+    frame = pd.DataFrame({"y": ["None", "Effusion"] * 50, "flag": ["0", "1", "0.0", "1.0"] * 25})
+    frame["stamp"] = [20210315080000 + i for i in range(100)]
+    frame["late"] = [str(i) for i in range(99)] + ["inf"]
+    frame["fu"] = [None] * 50 + ["a", "b"] * 25
+    frame.loc[50:, "y"] = ["", "Effusion"] * 25  # "a" stands in rows without a label only
+    frame.to_csv(path)
+    tasks, left_out = attribute_tasks(path, "y")
+    rules = {task.name: task.class_names for task in tasks}
+    assert rules["y"] == ["Effusion", "None"] and rules["flag"] == ["0", "1"] and list(rules)[-1] == "stamp"
+    assert left_out["fu"] == "fewer than two values stand in 20 labelled rows or more"
+    assert left_out["late"] == "75 different values, not all of them numbers"
+    below = [int(float(text.split()[1])) for text in rules["stamp"]]
+    assert below[0] == below[1] and abs(below[0] - 20210315080000 - 37) <= 13
+
+
+def test_a_column_twice(tmp_path):
+    (tmp_path / "t.csv").write_text("image,y,sex, sex\na,0,F,F\nb,1,M,M\n")
+    with pytest.raises(ValueError, match="has the column 'sex' twice"):
+        attribute_tasks(tmp_path / "t.csv", "y")
+
+
+def test_one_split_of_the_table(study):
+    table = pd.read_csv(study / "table.csv")
+    table["split"] = ["holdout", "train", "holdout"] * (N // 3)
+    table.to_csv(study / "split.csv", index=False)
+    assert main(arguments(study, "--split", "holdout", table="split.csv")) == 0
+    found = json.loads((study / "out/audit.json").read_text())
+    assert found["n"] == 160 and found["excluded"] == {"split is not holdout": 80}
+
+
+def test_without_subjects_the_page_says_so(study):
+    pd.read_csv(study / "table.csv").drop(columns="subject").to_csv(study / "alone.csv", index=False)
+    assert main(arguments(study, table="alone.csv")) == 0
+    assert "by image, as the table tells no subjects" in (study / "out/report.html").read_text()

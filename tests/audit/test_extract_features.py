@@ -77,6 +77,28 @@ def test_own_networks_give_the_block_of_y():
     np.testing.assert_allclose(features, blocks[:, 0].numpy(), atol=1e-5)
 
 
+def test_one_logit_of_two_classes():
+    network = Wrapped(lambda x: x[:, :1])
+    logits, _ = extract(network)
+    np.testing.assert_array_equal(logits[:, 0], 0)
+    np.testing.assert_allclose(logits[:, 1], network(batch())[:, 0].detach().numpy(), atol=1e-5)
+
+
+def test_layers_that_give_tuples_and_heads_called_by_keyword():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.LSTM(32, 5, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.head(input=self.body(x[:, 0])[0][:, -1])
+
+    network = Recurrent()
+    assert extract(network)[1].shape == (7, 5)
+    _, features = extract(network, layer="body")
+    np.testing.assert_allclose(features, network.body(batch()[:, 0])[0].mean(1).detach().numpy(), atol=1e-5)
+
+
 def test_hooks_are_taken_away_and_the_mode_is_kept():
     network = Wrapped(lambda x: x).train()
     extract(network)
@@ -86,8 +108,11 @@ def test_hooks_are_taken_away_and_the_mode_is_kept():
 def test_errors():
     with pytest.raises(ValueError, match="no module 'neck'; it has body, head"):
         extract(Wrapped(lambda x: x), layer="neck")
-    with pytest.raises(ValueError, match="expected logits of 3 classes"):
-        extract(Wrapped(lambda x: x), 3)
+    for network in (Wrapped(lambda x: x), MIMMXNet(num_classes=(2, 3), feature_dim=2)):
+        with pytest.raises(
+            ValueError, match=r"the label has 3 classes, but the network gives outputs of shape \(3, 2\)"
+        ):
+            extract(network, 3)
     with pytest.raises(ValueError, match="ran no linear layer"):
         extract(nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     network = Wrapped(lambda x: torch.where(torch.arange(len(x))[:, None] == 1, torch.nan, x))

@@ -28,7 +28,7 @@ def add_run(folder, name, seed, inv, agreement=None, **more):
         "task_names": ["sick", "sex"],
         "n": {"train": 3600, "val": 100, "inv": 100, "bal": 100},
         "version": "1",
-        "config": {"image_size": 64},
+        "config": {"image_size": 64, "method": name.split("_")[0], "lambda_mi": 1.5},
         "seconds": 1.0,
         "epochs": 3,
         "accuracy": {"val": {"y": 0.9, **heads}, "inv": {"y": inv, **heads}, "bal": {"y": 0.8, **heads}},
@@ -70,7 +70,8 @@ def test_page_holds_tables_verdicts_and_pictures(folder, tmp_path):
     page = write_comparison(folder, read_published(tmp_path / "bundle/docs/published.json"))
     html = page_of(folder)
     assert page == folder / "report.html" and "6 runs finished, 0 failed" in html
-    assert "<td>baseline</td><td>shortcut</td><td>+60.0 ± 0.0</td>" in html
+    assert "<td>baseline</td><td>shortcut</td><td>+60.0 ± 0.0</td>" in html and "<td>sex +5.0</td><td>-</td>" in html
+    assert "<td>sex +5.0</td><td>1.5</td>" in html
     assert "<td>mimmx</td><td>balanced</td>" in html
     assert "<td>mimmx_dls</td><td>over-corrected (anti-shortcut)</td><td>-7.0 ± 0.0</td>" in html
     assert "<td>mimmx, published</td><td>-</td><td>84.2</td><td>82.8</td><td>-</td>" in html
@@ -143,3 +144,12 @@ def test_the_command_finds_the_bundles_published_figures(folder, tmp_path, capsy
     assert main(["report", str(folder)]) == 0
     assert "mimmx, published" in capsys.readouterr().out
     assert main(["report", str(tmp_path / "bundle/docs")]) == 0  # rows alone, without runs
+    assert "mimmx, published" in capsys.readouterr().out
+    html = page_of(tmp_path / "bundle/docs")
+    assert "6 runs finished" in html and "<details>" not in html and 'id="figure-gaps"' in html
+
+
+def test_a_published_row_without_inv_has_no_gap(tmp_path):
+    rows = [{"name": "mimmx", "accuracy": {"val": {"y": 0.8}}}]
+    (tmp_path / "published.json").write_text(json.dumps({"source": "Elsewhere", "rows": rows}))
+    assert "drop_val_inv" not in read_published(tmp_path / "published.json")[0]

@@ -79,7 +79,7 @@ def test_induced_cells():
     agree = definite.assign(sex=definite["sex"] == definite["y"], age=definite["age"] == definite["y"])
     counts = agree.groupby(["y", "sex", "age"]).size()
     for y in (0, 1):
-        assert [counts[y, True, True], counts[y, True, False], counts[y, False, True]] == [5760, 740, 740]
+        assert [counts[y, True, True], counts[y, True, False], counts[y, False, True]] == [8640, 1000, 1000]
         assert counts[y, False, False] == 2200
         assert definite.loc[definite["y"] == y, "cod"].mean() == pytest.approx((0.42, 0.72)[y], abs=0.001)
 

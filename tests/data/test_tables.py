@@ -66,6 +66,12 @@ def test_values_without_a_rule_can_count_as_unknown(tmp_path):
         read(tmp_path, rows, unmatched="keep")
 
 
+def test_a_column_twice(tmp_path):
+    with pytest.raises(ValueError, match="has the column 'sex' twice: rename one"):
+        read(tmp_path, [row + ",M" for row in GOOD], header="image,subject,age,sex, sex")
+    assert len(read(tmp_path, [row + ",x,x" for row in GOOD], header="image,subject,age,sex,note,note")) == 4
+
+
 def test_numbers_match_however_they_are_written(tmp_path):
     tasks = [{"name": "e", "column": "e", "negative": [0], "positive": ["1.0"]}, SEX]
     rows = ["a.png,1,1,F", "b.png,2, 1.0 ,M", "c.png,3,0.0,F", "d.png,4,1.00,M", "e.png,5,0,M"]
