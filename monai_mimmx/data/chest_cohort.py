@@ -30,6 +30,7 @@ from scipy.interpolate import BSpline
 
 from monai_mimmx.data.chexpert import LABELS
 from monai_mimmx.data.cohort_folder import check_options, publish_folder, write_items
+from monai_mimmx.data.splits import largest_remainder
 
 __all__ = ["COHORT_VERSION", "chest_image", "write_chest_cohort"]
 
@@ -577,9 +578,7 @@ def _base_rows(composition: str, scale: float, rng: np.random.Generator) -> np.n
     else:
         cells = list(itertools.product((0, 1), repeat=4))
         shares = np.array([0.25 * abs(1 - old - _OLD[y]) * abs(1 - sick - _DISEASE[y]) for y, _, old, sick in cells])
-        exact = np.round(scale * _TOTAL * shares, 9)
-        counts = np.floor(exact).astype(int)
-        counts[np.argsort(counts - exact, kind="stable")[: round(scale * _TOTAL) - counts.sum()]] += 1
+        counts = largest_remainder(round(scale * _TOTAL), shares)
         rows = [np.tile(cell, (max(2, count), 1)) for cell, count in zip(cells, counts.tolist())]
     return np.concatenate(rows)
 

@@ -54,14 +54,14 @@ def subject_partition(
     if shares.shape != (3,) or (shares < 0).any() or not math.isclose(shares.sum(), 1.0, abs_tol=1e-6):
         raise ValueError(f"expected fractions of train, val and test that sum to 1, got {tuple(fractions)}")
     names, rows = np.unique(np.asarray(subjects, dtype=str), return_inverse=True)
-    sizes = _largest_remainder(len(names), shares)
+    sizes = largest_remainder(len(names), shares)
     if ((sizes == 0) & (shares > 0)).any():
         raise ValueError(f"{len(names)} subjects are too few for fractions {tuple(fractions)}: every part needs one")
     per_subject = np.repeat(np.array(PARTITIONS), sizes)
     return np.random.default_rng(seed).permutation(per_subject)[rows]
 
 
-def _largest_remainder(total: int, shares: np.ndarray) -> np.ndarray:
+def largest_remainder(total: int, shares: np.ndarray) -> np.ndarray:
     """Whole numbers that sum to `total`, each within 1 of its share (ties: the earlier first)."""
     exact = np.round(total * shares / shares.sum(), 9)  # rounded: 0.9 * 10 must not fall below 9
     counts = np.floor(exact).astype(np.int64)
@@ -278,8 +278,8 @@ class CorrelatedSplit:
             conditional = (conditional[:, :, None] * table[:, None, :]).reshape(num_classes[0], -1)
 
         def compose(size: int) -> np.ndarray:
-            per_class = _largest_remainder(size, np.ones(num_classes[0]))
-            parts = [_largest_remainder(int(n), row) for n, row in zip(per_class, conditional, strict=True)]
+            per_class = largest_remainder(size, np.ones(num_classes[0]))
+            parts = [largest_remainder(int(n), row) for n, row in zip(per_class, conditional, strict=True)]
             return np.concatenate(parts)
 
         def describe(cell: int) -> str:
