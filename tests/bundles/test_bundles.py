@@ -14,7 +14,8 @@ import torch
 from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 from runs import BUNDLES, NAMES, OWN, ROOT, options, train, workflow
 
-from monai_mimmx.comparison import format_tables
+from monai_mimmx.comparison import format_tables, read_published
+from monai_mimmx.comparison.methods import METHODS
 from monai_mimmx.handlers import RobustAccuracy
 
 IMAGES = (".nii", ".png", ".jpg")
@@ -221,8 +222,29 @@ def test_properties_are_complete(bundle, folders, tmp_path):
 @pytest.mark.parametrize("docs", [path.parent for path in ROOT.glob("*/docs/rows.json")], ids=lambda p: p.parent.name)
 def test_results_are_what_the_rows_say(docs):
     rows = json.loads((docs / "rows.json").read_text())
-    assert format_tables(rows) in (docs / "results.md").read_text()
+    published = read_published(docs / "published.json") if (docs / "published.json").is_file() else []
+    assert format_tables(rows, published) in (docs / "results.md").read_text()
     assert len(rows) == len({(row["name"], row["seed"], row["agreement"]) for row in rows})
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*/docs/published.json")), ids=lambda path: path.parts[-3])
+def test_published_figures_have_the_bundles_tasks(path):
+    rows = read_published(path)
+    tasks = {
+        "y",
+        *(task["name"] for task in json.loads((path.parents[1] / "configs/train.json").read_text())["tasks"][1:]),
+    }
+    assert {row["name"] for row in rows} <= set(METHODS) and {"baseline", "rebalance", "dcor", "mimmx"} <= {
+        row["name"] for row in rows
+    }
+    for row in rows:
+        values = [value for table in row["accuracy"].values() for value in table.values()]
+        assert all(set(table) <= tasks for table in row["accuracy"].values()) and all(
+            0 < value <= 1 for value in values
+        )
+    full = next(row for row in rows if row["name"] == "mimmx")
+    figures = [full["accuracy"][subset]["y"] for subset in ("val", "inv", "bal")]
+    assert figures in ([0.842, 0.828, 0.826], [0.863, 0.704, 0.765], [0.817, 0.702, 0.729])
 
 
 @pytest.mark.parametrize("bundle", NAMES)
