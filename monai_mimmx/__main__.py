@@ -15,9 +15,7 @@ from typing import Any
 
 from monai_mimmx.audit import audit_classifier
 from monai_mimmx.comparison import (
-    collect_rows,
     execute_runs,
-    format_tables,
     method_options,
     plan_runs,
     read_published,
@@ -125,13 +123,11 @@ def _published(output_dir: str | Path, docs: str | Path | None) -> list[dict[str
 
 def _write(output_dir: str | Path, docs: str | Path | None = None) -> tuple[str, Path]:
     """Write the tables and the page of a comparison, the tables for a bundle's docs too; the tables and the page's path."""
-    published = _published(output_dir, docs)
-    page = write_comparison(output_dir, published)
-    rows = collect_rows(output_dir)
-    tables = format_tables(rows, published)
+    page = write_comparison(output_dir, _published(output_dir, docs))
+    tables = page.with_name("tables.md").read_text(encoding="utf-8").rstrip("\n")
     if docs is not None:
         Path(docs).mkdir(parents=True, exist_ok=True)
-        write_json(Path(docs) / "rows.json", rows)
+        write_json(Path(docs) / "rows.json", json.loads(page.with_name("rows.json").read_text(encoding="utf-8")))
         note = "Written by `python -m monai_mimmx report` from [rows.json](rows.json)."
         (Path(docs) / "results.md").write_text(f"# Results\n\n{note}\n\n{tables}\n", encoding="utf-8")
     return tables, page

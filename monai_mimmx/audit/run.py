@@ -20,7 +20,7 @@ from monai_mimmx.audit.features import extract_features
 from monai_mimmx.data import Task, parse_tasks, read_table
 from monai_mimmx.data.tables import classify, read_columns, value_key
 from monai_mimmx.errors import check_writable
-from monai_mimmx.evaluation.protocol import write_json
+from monai_mimmx.evaluation.protocol import read_weights, write_json
 from monai_mimmx.report.figures import gap_figure, interval_figure, save_figures
 from monai_mimmx.report.page import html_table, picture, section, write_page
 from monai_mimmx.transforms.load_grayscale import quiet_readers
@@ -28,7 +28,6 @@ from monai_mimmx.transforms.load_grayscale import quiet_readers
 __all__ = ["attribute_tasks", "audit_classifier"]
 
 NETWORKS = ("network_def", "network", "net", "model")
-WEIGHTS = ("model", "state_dict", "network", "net")
 MAX_CLASSES, MIN_ROWS = 10, 20
 
 
@@ -174,7 +173,7 @@ def audit_classifier(
             raise FileNotFoundError(f"there is no config {file}")
     if not Path(ckpt).is_file():
         raise FileNotFoundError(f"there is no checkpoint {ckpt}")
-    header = read_columns(Path(table), [subject_column or image_column], everything=True).columns
+    header = read_columns(Path(table), [subject_column or image_column], ["subject"]).columns
     subjects = subject_column or ("subject" if "subject" in header else image_column)
     tasks, left_out = attribute_tasks(
         table, label, columns=columns, without=(image_column, subjects, "image", "subject", "split")
@@ -231,17 +230,8 @@ def audit_classifier(
 
 
 def _load(network: nn.Module, path: Path) -> None:
-    """Load the weights of a checkpoint, of which the entry that holds them may have any usual name."""
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path} holds no weights that can be loaded ({type(error).__name__}): save the network's state_dict with "
-            "torch.save, not the network itself or TorchScript"
-        ) from error
-    if not isinstance(stored, Mapping):
-        raise ValueError(f"{path} holds a {type(stored).__name__}, not the network's state_dict")
-    weights = next((stored[name] for name in WEIGHTS if isinstance(stored.get(name), Mapping)), stored)
+    """Load the weights of a checkpoint into a network."""
+    weights = read_weights(path)
     if all(key.startswith("module.") for key in weights) and not hasattr(network, "module"):
         weights = {key.removeprefix("module."): value for key, value in weights.items()}  # DistributedDataParallel's
     try:

@@ -73,7 +73,9 @@ def write_comparison(
         tables = {table.name: table for table in make_tables(rows, published)}
         for table in tables.values():
             pd.DataFrame(table.lines, columns=table.header).to_csv(folder / f"table_{table.name}.csv", index=False)
-        figures = _figures(folder, rows, published)
+        done = [row for row in rows if "error" not in row]
+        runs = _first_runs(folder, done)
+        figures = _figures(done, published, runs)
         paths = save_figures(figures, folder)
         pictures = {path.stem: picture(path.stem, path.read_bytes(), CAPTIONS[path.stem]) for path in paths}
         body += "".join(f"<p>{escape(note)}</p>" for note in notes(rows, published))
@@ -83,12 +85,12 @@ def write_comparison(
             body += pictures.get(after.get(name, ""), "")
         if "courses" in pictures:
             body += section("Training", "") + pictures["courses"]
-        body += _single_runs(folder, rows)
+        body += _single_runs(runs)
     if failed:
         body += section("Failed runs", "Their last line; log.txt in the run's folder holds all that it printed.")
         body += html_table(["method", "seed", "error"], failed, kind="settings")
-    runs = f"{len(rows) - len(failed)} runs finished, {len(failed)} failed"
-    return write_page(folder, body, title=title, subtitle=runs)
+    counts = f"{len(rows) - len(failed)} runs finished, {len(failed)} failed"
+    return write_page(folder, body, title=title, subtitle=counts)
 
 
 def _points(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
@@ -102,8 +104,9 @@ def _points(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float
     return points
 
 
-def _figures(folder: Path, rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    done = [row for row in rows if "error" not in row]
+def _figures(
+    done: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]], runs: Mapping[str, tuple[int, Path]]
+) -> dict[str, Any]:
     figures = {"gaps": gap_figure(_points(done), _points(published))}
     tasks = ["y", *done[0]["task_names"][1:]]
     summaries = [summary for summary in summarise(done) if summary["seeds"]]
@@ -119,7 +122,6 @@ def _figures(folder: Path, rows: Sequence[Mapping[str, Any]], published: Sequenc
     figures["leaks"] = probe_figure(
         {**leaks, "chance": done[0]["probes"]["chance"]}, title="{} probe: column's label read from f_y (%)"
     )
-    runs = _first_runs(folder, done)
     histories = {name: read_history(path / "history.jsonl") for name, (_, path) in runs.items()}
     if any(histories.values()):
         figures["courses"] = courses_figure(histories)
@@ -154,9 +156,8 @@ def _first_runs(folder: Path, done: Sequence[Mapping[str, Any]]) -> dict[str, tu
     return first
 
 
-def _single_runs(folder: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+def _single_runs(runs: Mapping[str, tuple[int, Path]]) -> str:
     """The pictures that the runs have written, a fold-out per method, and those of the data once."""
-    runs = _first_runs(folder, [row for row in rows if "error" not in row])
     html = ""
     for name, (seed, path) in runs.items():
         pictures = _run_pictures(path, OF_RUN)
