@@ -6,6 +6,7 @@ from monai_mimmx.data.brain_cohort import write_brain_cohort
 from monai_mimmx.data.cache import CachedImages, cache_subsets, keep_batch, select_subset
 from monai_mimmx.data.chest_cohort import write_chest_cohort
 from monai_mimmx.data.chexpert import CheXpertColumns, find_table
+from monai_mimmx.data.encoded import EncodedBatches
 from monai_mimmx.data.fashion_mnist import read_idx, write_fashion_cohort
 from monai_mimmx.data.image_list import list_images
 from monai_mimmx.data.sampling import make_sampler
@@ -24,6 +25,7 @@ __all__ = [
     "CachedImages",
     "CheXpertColumns",
     "CorrelatedSplit",
+    "EncodedBatches",
     "Rule",
     "Task",
     "balanced_weights",

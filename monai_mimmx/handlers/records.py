@@ -52,6 +52,7 @@ class EpochRecorder:
         path: the file to append to; ``None`` writes none. A training that starts at epoch 0 begins a new file.
         task_names: names in the output keys, the primary task first.
         evaluator: the validation engine, or ``None``.
+        after: epochs that another engine trained before, whose rows the file holds; these go on from there.
 
     Example:
         >>> import torch
@@ -63,11 +64,17 @@ class EpochRecorder:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | None, *, task_names: Sequence[str], evaluator: Engine | None = None
+        self,
+        path: str | os.PathLike[str] | None,
+        *,
+        task_names: Sequence[str],
+        evaluator: Engine | None = None,
+        after: int = 0,
     ) -> None:
         self.path = None if path is None else Path(path)
         self.task_names = tuple(task_names)
         self.evaluator = evaluator
+        self.after = after
         self.logger = logging.getLogger("monai_mimmx")
         self._sums: dict[str, Tensor] = {}
         self._count = 0
@@ -87,7 +94,7 @@ class EpochRecorder:
         # Not at STARTED, where a checkpoint that restores the epoch may not have been loaded yet.
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if engine.state.epoch == 1:
+            if self.after + engine.state.epoch == 1:
                 self.path.write_text("", encoding="utf-8")
         self._sums, self._count, self._started = {}, 0, time.perf_counter()
         self._validated = 0
@@ -105,7 +112,7 @@ class EpochRecorder:
         self._validated += 1
 
     def _end_epoch(self, engine: Engine) -> None:
-        row: dict[str, Any] = {"epoch": engine.state.epoch}
+        row: dict[str, Any] = {"epoch": self.after + engine.state.epoch}
         row |= {key: float(total) / self._count for key, total in self._sums.items()}
         if self.evaluator is not None and self._validated:
             row |= {f"select_{key}": float(value) for key, value in self.evaluator.state.metrics.items()}
@@ -114,9 +121,10 @@ class EpochRecorder:
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-        left = (engine.state.max_epochs or row["epoch"]) - row["epoch"]
+        max_epochs = self.after + (engine.state.max_epochs or engine.state.epoch)
+        left = max_epochs - row["epoch"]
         seconds_left = left * sum(self._durations) / len(self._durations)
-        self.logger.info(self.describe(row, engine.state.max_epochs, seconds_left))
+        self.logger.info(self.describe(row, max_epochs, seconds_left))
 
     def describe(self, row: dict[str, Any], max_epochs: int | None = None, seconds_left: float = 0.0) -> str:
         """One line of text for a row."""

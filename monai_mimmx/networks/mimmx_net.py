@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -79,6 +80,23 @@ class MIMMXNet(nn.Module):
         self.caw = ConfounderAttentionWeighter(feature_dim) if caw else None
         self.attend_features = bool(caw) and caw != "terms"
         self.heads = nn.ModuleList(nn.Linear(feature_dim, classes) for classes in num_classes)
+
+    @torch.jit.unused
+    def without_encoder(self) -> MIMMXNet:
+        """
+        A network that takes the encoder's output `(B, out_features)` instead of images.
+
+        Projection, statistics, attention and heads are the very modules of this network: training one trains both.
+
+        Example:
+            >>> network = MIMMXNet(num_classes=(2, 2), feature_dim=8).eval()
+            >>> image = torch.randn(4, 1, 64, 64)
+            >>> torch.equal(network.without_encoder()(network.encoder(image)), network(image))
+            True
+        """
+        view = copy.copy(self)
+        view._modules = {**self._modules, "encoder": nn.Identity()}
+        return view
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor:
         """
