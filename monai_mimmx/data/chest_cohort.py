@@ -34,7 +34,7 @@ from monai_mimmx.data.splits import largest_remainder
 
 __all__ = ["COHORT_VERSION", "chest_image", "write_chest_cohort"]
 
-COHORT_VERSION = "4"
+COHORT_VERSION = "5"
 """Changes whenever the same (composition, scale, seed) would give other images or another table."""
 
 SIZE = 160
@@ -546,7 +546,7 @@ FOLDER_NAME = "CheXpert-v1.0-small"
 # patients then hold a correlated (0.9) subset of 9,000 for training, and 2,000 correlated, inverted and balanced ones to test.
 _CELLS = {(1, 1): 8640, (1, 0): 1000, (0, 1): 1000, (0, 0): 2200}
 # "natural": what age group and co-occurring disease have in common with y; sex is independent of all.
-_TOTAL = 18_000
+_TOTAL = 28_000
 _OLD = (0.62, 0.76)  # P(old | y)
 _DISEASE = (0.42, 0.72)  # P(co-occurring disease | y)
 _AGES = ((18, 49), (61, 90), (50, 60))  # young, old, between, inclusive

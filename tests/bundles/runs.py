@@ -34,9 +34,9 @@ TINY = {
 OWN = {
     "brain_age": {"network_def#encoder#strides": [2, 2, 2, 1]},
     "fashion_mnist": {"network_def#encoder#strides": [2, 2, 2, 1]},
-    "pleural_effusion": {"cohort_scale": 0.06, "epochs": 1},  # DenseNet-121, whole
+    "pleural_effusion": {"cohort_scale": 0.06, "epochs": 1, "refine_epochs": 2},  # DenseNet-121, whole
     # Small enough that some combination of classes is missing from the training data.
-    "pleural_effusion_natural": {"network_def#encoder": "four_conv", "sampling": "correlated"},
+    "pleural_effusion_natural": {"network_def#encoder": "four_conv", "sampling": "correlated", "refine_epochs": 2},
 }
 """What each bundle needs to be tiny."""
 

@@ -115,6 +115,19 @@ def test_a_resumed_training_keeps_a_better_model(folders, tmp_path, monkeypatch)
     assert (tmp_path / "models/model.pt").read_bytes() == best
 
 
+def test_the_refinement_leaves_the_encoder_as_it_is(folders, tmp_path):
+    """The epochs after the encoder's change projection and heads only, count on, and can be switched off."""
+    more = {"network_def#encoder": "four_conv", "method": "rebalance"}
+    plain = train("pleural_effusion", folders, tmp_path / "plain", refine_epochs=0, **more)
+    refined = train("pleural_effusion", folders, tmp_path / "refined", refine_epochs=2, **more)
+    before, after = (torch.load(tmp_path / name / "models/model.pt", weights_only=True) for name in ("plain", "refined"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[0] for name in changed} == {"projection", "standardize", "heads", "caw"}
+    assert [plain["epochs"], refined["epochs"]] == [1, 3]
+    losses = [json.loads(line)["loss_y"] for line in (tmp_path / "refined/history.jsonl").read_text().splitlines()]
+    assert losses[2] < losses[1]
+
+
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_inference_writes_probabilities_and_attention(bundle, trained, folders, tmp_path):
     output, _ = trained(bundle)

@@ -21,9 +21,9 @@ def trainer_of(values):
     return Engine(step)
 
 
-def run(path, values, epochs, *, evaluator=None, interval=1, before=None):
+def run(path, values, epochs, *, evaluator=None, interval=1, before=None, after=0):
     engine = trainer_of(values)
-    recorder = EpochRecorder(path, task_names=("y", "sex"), evaluator=evaluator)
+    recorder = EpochRecorder(path, task_names=("y", "sex"), evaluator=evaluator, after=after)
     if evaluator is not None:
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=interval), lambda: evaluator.run([0]))
     recorder.attach(engine)
@@ -52,6 +52,14 @@ def test_rows_are_means_over_each_epoch(tmp_path):
         {"epoch": 1, "loss_y": 2.0, "loss_sex": 4.0, "mi": 1.0, "lambda": 0.5},
         {"epoch": 2, "loss_y": 5.5, "loss_sex": 11.0, "mi": 2.75, "lambda": 0.5},
     ]
+
+
+def test_a_second_engine_goes_on_in_the_same_file(tmp_path, caplog):
+    run(tmp_path / "h.jsonl", [1.0, 3.0], 1)
+    with caplog.at_level(logging.INFO, logger="monai_mimmx"):
+        run(tmp_path / "h.jsonl", [5.0] * 4, 2, after=1)
+    assert [(row["epoch"], row["loss_y"]) for row in read_history(tmp_path / "h.jsonl")] == [(1, 2.0), (2, 5.0), (3, 5.0)]
+    assert caplog.messages[-1].startswith("epoch 3/3 |")
 
 
 def test_validation_joins_the_epochs_that_had_one(tmp_path):
