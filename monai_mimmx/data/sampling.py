@@ -10,7 +10,7 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from monai.data import DistributedSampler
-from torch.utils.data import RandomSampler, Sampler, WeightedRandomSampler
+from torch.utils.data import Sampler, SubsetRandomSampler, WeightedRandomSampler
 
 from monai_mimmx.data.splits import balanced_weights
 
@@ -52,7 +52,8 @@ def make_sampler(
     if sampling == "correlated":
         if processes > 1:
             return DistributedSampler(labels, shuffle=True, seed=seed)  # type: ignore[arg-type]
-        return RandomSampler(labels, generator=generator)
+        # Not RandomSampler, which draws once more when an epoch has ended: a resumed training would miss that draw.
+        return SubsetRandomSampler(range(len(labels)), generator=generator)
     if sampling == "balanced":
         weights = balanced_weights(labels, num_classes, task_names=task_names)
         return WeightedRandomSampler(weights.tolist(), len(labels) // processes, replacement=True, generator=generator)

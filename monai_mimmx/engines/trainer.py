@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ignite.distributed as idist
 import torch
 import torch.distributed as dist
+from ignite.engine import Events
 from monai.data import MetaTensor
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
@@ -199,6 +200,8 @@ class MIMMXTrainer(SupervisedTrainer):
         with warnings.catch_warnings():  # MONAI makes the gradient scaler of CUDA on every device
             warnings.filterwarnings("ignore", message=".*GradScaler")
             super().__init__(device, max_epochs, train_data_loader, network, optimizer, loss_function, **kwargs)
+        # An iterator that outlived its epoch could not be restored when a training is resumed.
+        self.add_event_handler(Events.EPOCH_STARTED, lambda: setattr(self, "_fresh_batches", None))
         if has_parameters and idist.get_world_size() > 1:
             for tensor in dependence.state_dict().values():  # type: ignore[union-attr]
                 tensor.copy_(idist.broadcast(tensor, src=0))
@@ -208,6 +211,20 @@ class MIMMXTrainer(SupervisedTrainer):
         with warnings.catch_warnings():  # here MONAI makes it anew
             warnings.filterwarnings("ignore", message=".*GradScaler")
             super().run()
+
+    def state_dict(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """The engine's state, with what is kept from one iteration to the next: latest features, gradient scale."""
+        scaler = None if self.scaler is None else self.scaler.state_dict()
+        return {**super().state_dict(), "features": list(self._features), "scaler": scaler}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        super().load_state_dict({k: v for k, v in state_dict.items() if k not in ("features", "scaler")})
+        self._features.clear()
+        for parts in state_dict["features"]:
+            self._features.append(tuple(part.to(self.state.device) for part in parts))
+        if self.scaler is not None and state_dict["scaler"]:
+            self.scaler.load_state_dict(state_dict["scaler"])
 
     def current_lambda(self) -> float:
         """The weight of the dependence term in the current epoch."""

@@ -139,6 +139,18 @@ class ExperimentEvaluation:
         self.logger.info(f"report: {report}")
         return metrics
 
+    def is_finished(self) -> bool:
+        """Whether this very evaluation was written before, with the same settings and version; says so in the log."""
+        try:
+            metrics = json.loads((self.output_dir / "metrics.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            return False
+        settings = json.loads(json.dumps(self.settings))  # as they are read back
+        if metrics.get("config") != settings or metrics.get("version") != monai_mimmx.__version__:
+            return False
+        self.logger.info(f"the run in {self.output_dir} is finished, with these settings: nothing is left to resume.")
+        return True
+
     def discard(self) -> None:
         """Remove the metrics and the report of an earlier run, so that a new one that stops early does not look whole."""
         for name in ("metrics.json", "report.html"):

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Handlers: Dynamic Loss Scaling, averaged weights, metrics of the heads, records of the epochs."""
 
-from monai_mimmx.handlers.checkpoints import best_so_far, latest_checkpoint, training_state
+from monai_mimmx.handlers.checkpoints import RandomStates, best_so_far, latest_checkpoint, training_state
 from monai_mimmx.handlers.loss_scaling import DynamicLossScaling, loss_scaling_factors
 from monai_mimmx.handlers.metrics import CellBalancedAccuracy, RobustAccuracy, head_accuracies, head_output
 from monai_mimmx.handlers.prediction_writer import AttentionInferer, PredictionWriter
@@ -15,6 +15,7 @@ __all__ = [
     "DynamicLossScaling",
     "EpochRecorder",
     "PredictionWriter",
+    "RandomStates",
     "RobustAccuracy",
     "WeightAveraging",
     "best_so_far",

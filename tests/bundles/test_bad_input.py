@@ -36,7 +36,6 @@ def fails(error, message, *arguments, **more):
         ({"sampling": "fair"}, ValueError, "sampling must be 'correlated' or 'balanced', got 'fair'"),
         ({"caw": "terms", "estimator": "joint"}, ValueError, "needs one term per factor"),
         ({"dataset_dir": "/nowhere"}, FileNotFoundError, "no table at /nowhere/labels.csv"),
-        ({"resume": True}, FileNotFoundError, "there is no checkpoint state"),
         ({"agreement": 1.5}, ValueError, "expected agreement to be a number from 0 to 1 or 'natural', got 1.5"),
     ],
 )

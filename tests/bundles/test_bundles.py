@@ -16,6 +16,9 @@ from runs import BUNDLES, NAMES, OWN, ROOT, options, train, workflow
 
 from monai_mimmx.comparison import format_tables, read_published
 from monai_mimmx.comparison.methods import METHODS
+from monai_mimmx.engines import MIMMXTrainer
+from monai_mimmx.errors import root_cause
+from monai_mimmx.evaluation import ExperimentEvaluation
 from monai_mimmx.handlers import RobustAccuracy
 
 IMAGES = (".nii", ".png", ".jpg")
@@ -106,6 +109,63 @@ def test_resume_goes_on_where_the_training_stopped(trained, folders, tmp_path):
     assert [row["epoch"] for row in history] == [1, 2, 3] and metrics["epochs"] == 3
 
 
+class Killed(Exception):
+    """Ends a training as an outside signal would: nobody knows of it."""
+
+
+def state_of(output):
+    """What two equal runs have in common: figures, predictions and weights."""
+    metrics = json.loads((output / "metrics.json").read_text())
+    model = torch.load(output / "models/model.pt", weights_only=True)
+    del metrics["seconds"], metrics["config"]["output_dir"]
+    return metrics, {name: value.tolist() for name, value in model.items()}
+
+
+@pytest.mark.parametrize(
+    ("bundle", "at", "more"),
+    [
+        ("brain_age", "step 14", {"val_interval": 2}),
+        ("brain_age", "step 2", {"method": "baseline"}),
+        ("brain_age", "evaluation", {"method": "baseline", "dls": True}),
+        ("brain_age", "step 11", {"method": "mimm", "n_b": 1, "feature_batches": 0}),
+        ("pleural_effusion_natural", "step 20", {"caw": "terms"}),
+        ("pleural_effusion_natural", "evaluation", {}),
+    ],
+)
+def test_a_killed_training_ends_as_if_undisturbed(bundle, at, more, folders, tmp_path, monkeypatch):
+    more = {"epochs": 4, **more}
+    train(bundle, folders, tmp_path / "whole", **more)
+    with monkeypatch.context() as patch:
+        if at == "evaluation":
+            patch.setattr(ExperimentEvaluation, "__call__", lambda self: (_ for _ in ()).throw(Killed()))
+        else:
+            step, last = MIMMXTrainer._iteration, int(at.split()[1])
+
+            def fails(self, engine, batch):
+                if engine.state.iteration == last:
+                    raise Killed
+                return step(self, engine, batch)
+
+            patch.setattr(MIMMXTrainer, "_iteration", fails)
+        with pytest.raises(RuntimeError) as caught:
+            train(bundle, folders, tmp_path / "killed", **more)
+        assert isinstance(root_cause(caught.value), Killed)
+    assert not (tmp_path / "killed/metrics.json").exists()
+    torch.rand(3)
+    train(bundle, folders, tmp_path / "killed", resume=True, **more)
+    assert state_of(tmp_path / "killed") == state_of(tmp_path / "whole")
+
+
+def test_a_finished_training_is_left_as_it_is(trained, folders, tmp_path, caplog):
+    shutil.copytree(trained("brain_age")[0], tmp_path / "copy")
+    train("brain_age", folders, tmp_path / "copy")
+    before = {path: path.read_bytes() for path in (tmp_path / "copy").rglob("*") if path.is_file()}
+    with caplog.at_level("INFO", logger="monai_mimmx"):
+        train("brain_age", folders, tmp_path / "copy", resume=True)
+    assert "is finished, with these settings: nothing is left to resume" in caplog.text
+    assert {path: path.read_bytes() for path in (tmp_path / "copy").rglob("*") if path.is_file()} == before
+
+
 def test_a_resumed_training_keeps_a_better_model(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(RobustAccuracy, "compute", lambda self: 0.9)
     train("brain_age", folders, tmp_path)
@@ -120,7 +180,9 @@ def test_the_refinement_leaves_the_encoder_as_it_is(folders, tmp_path):
     more = {"network_def#encoder": "four_conv", "method": "rebalance"}
     plain = train("pleural_effusion", folders, tmp_path / "plain", refine_epochs=0, **more)
     refined = train("pleural_effusion", folders, tmp_path / "refined", refine_epochs=2, **more)
-    before, after = (torch.load(tmp_path / name / "models/model.pt", weights_only=True) for name in ("plain", "refined"))
+    before, after = (
+        torch.load(tmp_path / name / "models/model.pt", weights_only=True) for name in ("plain", "refined")
+    )
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name.split(".")[0] for name in changed} == {"projection", "standardize", "heads", "caw"}
     assert [plain["epochs"], refined["epochs"]] == [1, 3]
@@ -186,10 +248,11 @@ def test_whole_volumes_train(folders, tmp_path):
     assert metrics["epochs"] == 1
 
 
-def test_two_processes_train_one_model(trained, folders, tmp_path):
-    _, alone = trained("brain_age")
-    configs = [str(ROOT / "brain_age/configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
-    given = options("brain_age", folders, tmp_path / "output", backend="gloo")
+@pytest.mark.parametrize("bundle", ["brain_age", "pleural_effusion_natural"])
+def test_two_processes_train_one_model(bundle, trained, folders, tmp_path):
+    _, alone = trained(bundle)
+    configs = [str(ROOT / bundle / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
+    given = options(bundle, folders, tmp_path / "output", backend="gloo")
     del given["device"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "monai.bundle", "run", "--config_file", str(configs)]
@@ -209,8 +272,10 @@ def test_only_the_first_process_shows_and_records(bundle):
     train, several = (
         json.loads((ROOT / bundle / f"configs/{name}.json").read_text()) for name in ("train", "multi_gpu_train")
     )
-    silent = {train["train"]["handlers"][int(key.split("#")[2])]["_target_"] for key in several if "_disabled_" in key}
-    assert silent == {"ignite.handlers.ProgressBar", "EpochRecorder"}
+    places = [key.split("#") for key in several if "_disabled_" in key]
+    silent = [(part, train[part]["handlers"][int(place)]["_target_"]) for part, _, place, _ in places]
+    parts = [part for part in ("train", "refine") if part in train]
+    assert silent == [(part, name) for part in parts for name in ("ignite.handlers.ProgressBar", "EpochRecorder")]
     assert len(several["run"]) == len(train["run"]) + 1
 
 

@@ -58,7 +58,11 @@ def test_a_second_engine_goes_on_in_the_same_file(tmp_path, caplog):
     run(tmp_path / "h.jsonl", [1.0, 3.0], 1)
     with caplog.at_level(logging.INFO, logger="monai_mimmx"):
         run(tmp_path / "h.jsonl", [5.0] * 4, 2, after=1)
-    assert [(row["epoch"], row["loss_y"]) for row in read_history(tmp_path / "h.jsonl")] == [(1, 2.0), (2, 5.0), (3, 5.0)]
+    assert [(row["epoch"], row["loss_y"]) for row in read_history(tmp_path / "h.jsonl")] == [
+        (1, 2.0),
+        (2, 5.0),
+        (3, 5.0),
+    ]
     assert caplog.messages[-1].startswith("epoch 3/3 |")
 
 
