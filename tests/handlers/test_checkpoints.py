@@ -32,7 +32,7 @@ def draws(parts):
     shift, sampler, _ = parts
     images = torch.zeros(3, 1, 8, 8)
     own = [float(shift.transforms[0](images).sum()), next(iter(sampler))]
-    return [random.random(), float(np.random.rand()), float(torch.rand(1)), *own]
+    return [random.random(), float(np.random.rand()), float(torch.rand(1)), *own]  # noqa: NPY002
 
 
 def test_every_generator_goes_on_where_it_was(tmp_path):
