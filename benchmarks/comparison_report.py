@@ -1,48 +1,53 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How long the page of a comparison takes, for runs whose records and pictures are copies of one finished run.
-
-python benchmarks/comparison_report.py --run bundles/brain_age/output --runs 60
-"""
+"""The page of a comparison, for runs whose records and pictures are copies of one small run."""
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import io
 import json
-import platform
 import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
 
 from monai_mimmx.comparison import write_comparison
 from monai_mimmx.comparison.methods import METHODS
 
+BUNDLE = Path(__file__).parents[1] / "bundles" / "brain_age"
 RECORDS = ("metrics.json", "history.jsonl", "tsne.png", "training.png", "samples.png", "cooccurrence.png")
+SMALL = {"cohort_scale": 0.05, "image_size": 64, "batch_size": 16, "epochs": 2, "val_interval": 1}
 
 
-def main() -> None:
-    """Print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="output_dir of a finished run")
-    parser.add_argument("--runs", type=int, default=60)
-    options = parser.parse_args()
-    names = list(METHODS)
+def measure(quick: bool = False) -> dict[str, list[dict[str, Any]]]:
+    """All rows; ``quick``: sizes that only show that it runs."""
+    runs, names = 2 if quick else 60, list(METHODS)
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(options.runs):
+        one, several = Path(folder) / "one", Path(folder) / "several"
+        paths = {"bundle_root": str(BUNDLE), "output_dir": str(one), "cohort_dir": f"{folder}/cohort"}
+        with contextlib.redirect_stdout(io.StringIO()):
+            workflow = ConfigWorkflow(
+                config_file=str(BUNDLE / "configs/train.json"),
+                meta_file=str(BUNDLE / "configs/metadata.json"),
+                workflow_type="train",
+                cache_dir=None,
+                **paths,
+                **SMALL,
+            )
+            workflow.initialize()
+            workflow.run()
+        for i in range(runs):
             name, seed = names[i % len(names)], i // len(names)
-            place = Path(folder) / name / f"seed_{seed}"
+            place = several / name / f"seed_{seed}"
             place.mkdir(parents=True)
             (place / "run.json").write_text(json.dumps({"name": name, "seed": seed, "options": {"seed": seed}}))
             for record in RECORDS:
-                shutil.copy(options.run / record, place)
+                shutil.copy(one / record, place)
         started = time.perf_counter()
-        page = write_comparison(folder)
-        seconds = time.perf_counter() - started
-        size = page.stat().st_size
-    result = {"runs": options.runs, "seconds": round(seconds, 2), "page_megabytes": round(size / 1e6, 1)}
-    print(json.dumps({**result, "python": platform.python_version(), "machine": platform.machine()}))
-
-
-if __name__ == "__main__":
-    main()
+        page = write_comparison(several)
+        row = {"runs": runs, "seconds": time.perf_counter() - started, "page_megabytes": page.stat().st_size / 1e6}
+    return {"report": [row]}

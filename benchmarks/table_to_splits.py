@@ -1,23 +1,18 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""How long it takes from a table of CheXpert's size, in its columns, to the six subsets; the median of several runs.
-
-python benchmarks/table_to_splits.py --rows 223414
-"""
+"""From a table of CheXpert's size, in its columns, and from one of a million rows, to the six subsets."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import statistics
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from benchmarks.timing import interleaved
 from monai_mimmx.data import CheXpertColumns, make_subsets, parse_tasks, read_table
 from monai_mimmx.data.chexpert import LABELS
 
@@ -46,34 +41,15 @@ def write_table(path: Path, rows: int) -> None:
     table.to_csv(path, index=False)
 
 
-def main() -> None:
-    """Print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=223_414)
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    tasks = parse_tasks(TASKS)
-    reading, splitting = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "train.csv"
-        write_table(path, options.rows)
-        for _ in range(options.repeats + 1):
-            started = time.perf_counter()
-            frame = read_table(path, tasks, image_column="Path", prepare=CheXpertColumns(), check_images=False)
-            read = time.perf_counter()
-            make_subsets(frame, tasks)
-            reading.append(read - started)
-            splitting.append(time.perf_counter() - read)
-    result = {
-        "rows": options.rows,
-        "read_seconds": round(statistics.median(reading[1:]), 3),  # the first is a warm-up
-        "split_seconds": round(statistics.median(splitting[1:]), 3),
-        "python": platform.python_version(),
-        "pandas": pd.__version__,
-        "machine": platform.processor() or platform.machine(),
-    }
-    print(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main()
+def measure(quick: bool = False) -> dict[str, list[dict[str, Any]]]:
+    """All rows; ``quick``: sizes that only show that it runs."""
+    tasks, rows = parse_tasks(TASKS), []
+    for size in (20_000,) if quick else (223_414, 1_000_000):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "train.csv"
+            write_table(path, size)
+            read = partial(read_table, path, tasks, image_column="Path", prepare=CheXpertColumns(), check_images=False)
+            frame = read()
+            seconds = interleaved({"read": read, "split": partial(make_subsets, frame, tasks)}, 1 if quick else 3)
+        rows.append({"table_rows": size, "read_seconds": seconds["read"], "split_seconds": seconds["split"]})
+    return {"table": rows}

@@ -1,0 +1,113 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""
+One epoch of `mimmx` against one of `baseline` in the brain bundle: same data, same encoder, and where the time goes.
+
+Three trainings take turns: `baseline`; `mimmx` with its estimator on buffered features, as the bundle does; and `mimmx`
+whose every estimator step encodes a fresh batch, as the method is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Events
+from monai.bundle import ConfigParser
+from monai.engines.utils import IterationEvents
+
+from benchmarks.timing import interleaved
+
+BUNDLE = Path(__file__).parents[1] / "bundles" / "brain_age"
+FORMS: dict[str, dict[str, Any]] = {
+    "baseline": {"method": "baseline"},
+    "mimmx": {"method": "mimmx"},
+    "mimmx_fresh_batches": {"method": "mimmx", "feature_batches": 0},
+}
+
+
+class Stopwatch:
+    """Seconds of a training in each part of its iterations."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._last = 0.0
+        for event, part in (
+            (Events.GET_BATCH_STARTED, "handlers"),
+            (Events.GET_BATCH_COMPLETED, "data"),
+            (IterationEvents.FORWARD_COMPLETED, "encoder"),  # with the augmentation of the batch
+            (IterationEvents.INNER_ITERATION_STARTED, "losses"),
+            (IterationEvents.INNER_ITERATION_COMPLETED, "estimator"),
+            (IterationEvents.LOSS_COMPLETED, "losses"),
+            (IterationEvents.BACKWARD_COMPLETED, "encoder"),
+            (IterationEvents.MODEL_COMPLETED, "optimizer"),
+            (Events.ITERATION_COMPLETED, "handlers"),
+        ):
+            trainer.add_event_handler(event, self._note, part)
+
+    def _note(self, *arguments: Any) -> None:
+        now = time.perf_counter()
+        if self._last:
+            self.seconds[arguments[-1]] += now - self._last
+        self._last = now
+
+    def start(self) -> None:
+        """Forget the time since the last event."""
+        self._last = 0.0
+
+
+def make_trainer(folder: Path, scale: float, options: dict[str, Any], **more: Any) -> Any:
+    """The bundle's trainer without validation, on a cohort in `folder`."""
+    parser = ConfigParser()
+    parser.read_config(BUNDLE / "configs" / "train.json")
+    parser.update(
+        {
+            "bundle_root": str(BUNDLE),
+            "cohort_dir": str(folder / "cohort"),
+            "cache_dir": str(folder / "cache"),
+            "output_dir": str(folder / "output"),
+            "cohort_scale": scale,
+            "epochs": 1000,
+            **options,
+            **more,
+        }
+    )
+    for handler in (2, 3, 4):  # progress bar, validation, records
+        parser[f"train#handlers#{handler}#_disabled_"] = True
+    parser.parse(True)
+    trainer = parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, trainer.terminate)
+    return trainer
+
+
+def measure(quick: bool = False) -> dict[str, list[dict[str, Any]]]:
+    """All rows; ``quick``: sizes that only show that it runs."""
+    scale, repeats, more = (0.02, 1, {"image_size": 32, "batch_size": 16}) if quick else (0.25, 5, {})
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
+        trainers = {form: make_trainer(Path(name), scale, options, **more) for form, options in FORMS.items()}
+        watches = {form: Stopwatch(trainer) for form, trainer in trainers.items()}
+
+        def epoch(form: str) -> None:
+            watches[form].start()
+            trainers[form].run()
+
+        seconds = interleaved({form: lambda form=form: epoch(form) for form in FORMS}, repeats)  # type: ignore[misc]
+    rows = []
+    for form, watch in watches.items():
+        images = len(trainers[form].data_loader) * trainers[form].data_loader.batch_size
+        total = sum(watch.seconds.values())
+        rows.append(
+            {
+                "training": form,
+                "seconds": seconds[form],
+                "times_baseline": seconds[form] / seconds["baseline"],
+                "images_per_second": images / seconds[form],
+                **{f"share_{part}": value / total for part, value in sorted(watch.seconds.items())},
+            }
+        )
+    return {"epoch": rows}

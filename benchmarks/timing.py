@@ -1,0 +1,65 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Interleaved timings, and the memory that one call takes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def interleaved(functions: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> dict[str, float]:
+    """
+    Median seconds of each function, which take turns: a machine that slows down slows all of them.
+
+    Args:
+        functions: name to what is timed.
+        repeats: calls that count, of each.
+        warm_up: calls before, of each, that do not.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(warm_up + repeats):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            if turn >= warm_up:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _kilobytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+
+
+def _measure(pipe: Any, make: Callable[..., Callable[[], Any]], arguments: tuple, threads: int) -> None:
+    torch.set_num_threads(threads)
+    function = make(*arguments)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    before = _kilobytes("VmRSS")
+    function()
+    pipe.send(_kilobytes("VmHWM") - before)
+
+
+def peak_megabytes(make: Callable[..., Callable[[], Any]], *arguments: Any) -> float:
+    """
+    By how much one call raises the peak memory of a fresh process (Linux).
+
+    Args:
+        make: a function of a module, which returns the function to call.
+        arguments: of ``make``.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(sender, make, arguments, torch.get_num_threads()))
+    process.start()
+    sender.close()
+    kilobytes = receiver.recv()
+    process.join()
+    return float(kilobytes) / 1024
