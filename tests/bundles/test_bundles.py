@@ -55,7 +55,7 @@ def test_training_ends_with_the_evaluation(bundle, trained):
     assert metrics["drop_val_inv"] == metrics["accuracy"]["val"]["y"] - metrics["accuracy"]["inv"]["y"]
     assert set(metrics["probe"]) == {"f_y", *(f"f_{name}" for name in factors)}
     assert isinstance(metrics["mi"], float)
-    for name in ("report.html", "accuracy.png", "tsne.png", "history.jsonl", "models/model.pt"):
+    for name in ("report.html", "model_card.md", "accuracy.png", "tsne.png", "history.jsonl", "models/model.pt"):
         assert (output / name).stat().st_size > 100, name
 
 
