@@ -113,7 +113,11 @@ def _probes(metrics: Mapping[str, Any]) -> list[str]:
             parts.append(_table([f"{kind} probe (%)", *columns], rows))
     if parts:
         leaks = _leaks(probes)
-        told = f"From f_y a probe still reads: {', '.join(leaks)}." if leaks else "From f_y no probe reads a factor more than five points above chance."
+        told = (
+            f"From f_y a probe still reads: {', '.join(leaks)}."
+            if leaks
+            else "From f_y no probe reads a factor more than five points above chance."
+        )
         parts.insert(0, f"What a fresh classifier reads from each feature block. {told}")
     return parts
 
