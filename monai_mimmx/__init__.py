@@ -8,6 +8,7 @@ Importing this package makes its components known to MONAI's bundle parser by th
 
 from monai_mimmx import (
     audit,
+    bundle_folders,
     comparison,
     data,
     engines,
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "audit",
+    "bundle_folders",
     "comparison",
     "data",
     "engines",

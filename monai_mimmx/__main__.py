@@ -1,6 +1,6 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m monai_mimmx`: audit a classifier, compare methods over seeds, and write the tables of what was run."""
+"""`python -m monai_mimmx`: copy a bundle, audit a classifier, compare methods over seeds, write what was run as tables."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_mimmx.audit import audit_classifier
+from monai_mimmx.bundle_folders import bundle_folders, copy_bundle
 from monai_mimmx.comparison import (
     execute_runs,
     method_options,
@@ -28,6 +29,8 @@ from monai_mimmx.evaluation.protocol import write_json
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m monai_mimmx", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    bundles = commands.add_parser("bundles", help="list the bundles that come with the package, or copy one")
+    bundles.add_argument("--copy", nargs=2, metavar=("NAME", "DIR"), help="copy a bundle to a new folder")
     compare = commands.add_parser(
         "compare",
         help="train and evaluate a bundle for every method and seed",
@@ -95,6 +98,19 @@ def _audit(options: argparse.Namespace, config_options: Mapping[str, Any]) -> in
     return 0
 
 
+def _bundles(copy: Sequence[str] | None) -> int:
+    """List the bundles, or copy one and say how it is run."""
+    if copy is None:
+        for name, folder in bundle_folders().items():
+            title = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))["name"]
+            print(f"{name}: {title} ({folder})")
+        return 0
+    folder = copy_bundle(*copy)
+    print(f"copied to {folder}; train it by\ncd {shlex.quote(str(folder))}")
+    print("python -m monai.bundle run --config_file configs/train.json")
+    return 0
+
+
 def _bundle_options(words: Sequence[str]) -> dict[str, Any]:
     """`--key value` pairs to a dictionary; values as Python literals where they are one, else text."""
     options: dict[str, Any] = {}
@@ -144,6 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tables, page = _write(options.output_dir, options.docs)
             print(f"{tables}\n\nreport: {page}")
             return 0
+        if options.command == "bundles":
+            return _bundles(options.copy)
         if options.command == "audit":
             return _audit(options, _bundle_options(given))
         runs = plan_runs(

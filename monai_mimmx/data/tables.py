@@ -348,7 +348,8 @@ def read_table(
 
     Returns:
         A frame with the columns `image` (absolute path), `subject`, `split` (where the table has it) and one integer
-        column per task. `frame.attrs["excluded"]` maps each reason for an exclusion to its number of rows.
+        column per task. `frame.attrs["excluded"]` maps each reason for an exclusion to its number of rows, and
+        `frame.attrs["table"]` is the path.
 
     Raises:
         FileNotFoundError: no table, or missing image files.
@@ -439,6 +440,6 @@ def read_table(
         frame[task.name] = labels[task.name][keep]
     if check_images:
         _check_images_exist(images, path)
-    frame.attrs["excluded"] = excluded
+    frame.attrs |= {"excluded": excluded, "table": str(path)}
     logger.info(summary)
     return frame

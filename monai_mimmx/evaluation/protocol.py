@@ -22,7 +22,7 @@ from monai_mimmx.data import CachedImages, Task, cell_index, keep_batch
 from monai_mimmx.evaluation.embedding import tsne
 from monai_mimmx.evaluation.predictions import Predictions, collect_predictions
 from monai_mimmx.evaluation.probes import probe_matrix
-from monai_mimmx.evaluation.scores import bootstrap_interval, format_score_table, score_table
+from monai_mimmx.evaluation.scores import bootstrap_interval, cell_name, format_score_table, score_table
 from monai_mimmx.handlers import read_history
 from monai_mimmx.report import (
     accuracy_figure,
@@ -33,6 +33,7 @@ from monai_mimmx.report import (
     training_figure,
     tsne_figure,
     upright,
+    write_model_card,
     write_report,
 )
 
@@ -45,7 +46,8 @@ WEIGHTS = ("model", "state_dict", "network", "net")
 
 class ExperimentEvaluation:
     """
-    Evaluate a network on the test sets and write ``metrics.json``, ``predictions_*.npz``, pictures and ``report.html``.
+    Evaluate a network on the test sets and write ``metrics.json``, ``predictions_*.npz``, pictures, ``report.html``
+    and ``model_card.md``.
 
     The probes are fitted on the ``probe`` subset and scored on ``bal``: both are balanced, and their subjects are
     disjoint from each other and from those of training.
@@ -94,6 +96,7 @@ class ExperimentEvaluation:
         self.settings = dict(settings or {})
         self.batch_size, self.inferer, self.amp, self.title = batch_size, inferer, amp, title
         self.origin = origin
+        self.names = ["y", *(task.name for task in self.tasks[1:])]
         self.logger = logging.getLogger("monai_mimmx")
 
     def __call__(self) -> dict[str, Any]:
@@ -111,7 +114,10 @@ class ExperimentEvaluation:
             "version": monai_mimmx.__version__,
             "config": self.settings,
             **scores,
-            "n": {"train": len(self.data["train"]), **scores["n"]},
+            "table": self.data["train"].frame.attrs.get("table"),
+            "classes": {name: task.class_names for name, task in zip(self.names, self.tasks, strict=True)},
+            "n": {name: len(data) for name, data in self.data.items()},
+            "cells": {name: self._cells(data.labels) for name, data in self.data.items()},
             "interval": {name: list(bootstrap_interval(subset, "accuracy")) for name, subset in test.items()},
             "probe": probes["linear"],
             "probes": probes,
@@ -134,6 +140,7 @@ class ExperimentEvaluation:
             for path, (name, (_, caption)) in zip(paths, figures.items(), strict=True)
         }
         report = write_report(self.output_dir, metrics, pictures, title=self.title)
+        write_model_card(self.output_dir, metrics, title=self.title)
         write_json(self.output_dir / "metrics.json", metrics)
         self.logger.info("\n" + format_score_table({**scores, "probes": probes}))
         self.logger.info(f"report: {report}")
@@ -152,8 +159,8 @@ class ExperimentEvaluation:
         return True
 
     def discard(self) -> None:
-        """Remove the metrics and the report of an earlier run, so that a new one that stops early does not look whole."""
-        for name in ("metrics.json", "report.html"):
+        """Remove metrics, report and card of an earlier run, so that a new one that stops early does not look whole."""
+        for name in ("metrics.json", "report.html", "model_card.md"):
             (self.output_dir / name).unlink(missing_ok=True)
 
     def _predict(self, name: str) -> Predictions:
@@ -170,13 +177,20 @@ class ExperimentEvaluation:
             amp=self.amp,
         )
 
+    def _cells(self, labels: np.ndarray) -> dict[str, int]:
+        """How many images each populated cell has."""
+        shape = [task.num_classes for task in self.tasks]
+        cells = cell_index(labels, shape)
+        index, count = np.unique(cells[cells >= 0], return_counts=True)
+        return {cell_name(self.names, np.unravel_index(i, shape)): int(n) for i, n in zip(index, count, strict=True)}
+
     def _excluded(self) -> dict[str, int]:
         return dict(self.data["train"].frame.attrs.get("excluded", {}))
 
     def _figures(
         self, metrics: Mapping[str, Any], predictions: Mapping[str, Predictions], history: list[dict[str, Any]]
     ) -> dict[str, tuple[Any, str]]:
-        names = ["y", *(task.name for task in self.tasks[1:])]
+        names = self.names
         balanced = predictions["bal"]
         points, labels = {}, {}
         for i, name in enumerate(names):

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -134,8 +134,12 @@ def worst_group(predictions: Predictions, task: int = 0) -> dict[str, Any]:
     if not groups:
         raise ValueError("no row has all labels, so there is no cell to find the worst of.")
     cell, (value, n) = min(groups.items(), key=lambda item: item[1])
-    name = ", ".join(f"{key}={index}" for key, index in zip(predictions.keys, cell))
-    return {"cell": name, "accuracy": value, "n": n}
+    return {"cell": cell_name(predictions.keys, cell), "accuracy": value, "n": n}
+
+
+def cell_name(keys: Sequence[str], cell: Sequence[int]) -> str:
+    """A cell in words, such as `y=0, sex=1`."""
+    return ", ".join(f"{key}={index}" for key, index in zip(keys, cell))
 
 
 def drop_val_inv(val: Predictions, inv: Predictions, task: int = 0) -> float:

@@ -1,7 +1,8 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Figures and the report page."""
+"""Figures, the report page and the model card."""
 
+from monai_mimmx.report.card import write_model_card
 from monai_mimmx.report.figures import (
     accuracy_figure,
     cooccurrence_figure,
@@ -31,5 +32,6 @@ __all__ = [
     "training_figure",
     "tsne_figure",
     "upright",
+    "write_model_card",
     "write_report",
 ]

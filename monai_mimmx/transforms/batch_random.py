@@ -34,7 +34,7 @@ class RandBatch(Randomizable):
         if state is not None:
             self.generator.set_state(state.cpu())
         elif seed is not None:
-            self.generator.manual_seed(seed)
+            self.generator.manual_seed(int(seed))  # a NumPy integer before MONAI 1.6
         else:
             self.generator.seed()
         return self

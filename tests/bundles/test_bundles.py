@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
+from monai.bundle import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 from runs import BUNDLES, NAMES, OWN, ROOT, options, train, workflow
 
 from monai_mimmx.comparison import format_tables, read_published
@@ -55,7 +55,7 @@ def test_training_ends_with_the_evaluation(bundle, trained):
     assert metrics["drop_val_inv"] == metrics["accuracy"]["val"]["y"] - metrics["accuracy"]["inv"]["y"]
     assert set(metrics["probe"]) == {"f_y", *(f"f_{name}" for name in factors)}
     assert isinstance(metrics["mi"], float)
-    for name in ("report.html", "accuracy.png", "tsne.png", "history.jsonl", "models/model.pt"):
+    for name in ("report.html", "model_card.md", "accuracy.png", "tsne.png", "history.jsonl", "models/model.pt"):
         assert (output / name).stat().st_size > 100, name
 
 
@@ -190,29 +190,25 @@ def test_the_refinement_leaves_the_encoder_as_it_is(folders, tmp_path):
     assert losses[2] < losses[1]
 
 
+def predict(bundle, folders, output, predictions, *overlays, **more):
+    """The rows that an inference writes of five images of the cohort, by image; numbers as such."""
+    images = sorted(path for path in (folders / bundle / "cohort").rglob("*.*") if path.suffix in IMAGES)[:5]
+    given = {"bundle_root": str(ROOT / bundle), "image_size": 32, "device": "cpu", "output_dir": str(output)}
+    given |= {"images": [str(image) for image in images], "predictions_path": str(predictions)}
+    given |= network_options(bundle) | more
+    workflow(bundle, "inference", *overlays, workflow_type="infer", **given).run()
+    rows = list(csv.DictReader(predictions.open()))
+    assert [row.pop("image") for row in rows] == given["images"]
+    return [{key: float(value) for key, value in row.items()} for row in rows]
+
+
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_inference_writes_probabilities_and_attention(bundle, trained, folders, tmp_path):
     output, _ = trained(bundle)
-    images = sorted(path for path in (folders / bundle / "cohort").rglob("*.*") if path.suffix in IMAGES)[:5]
-    workflow(
-        bundle,
-        "inference",
-        workflow_type="infer",
-        bundle_root=str(ROOT / bundle),
-        images=[str(image) for image in images],
-        ckpt=str(output / "models/model.pt"),
-        predictions_path=str(tmp_path / "predictions.csv"),
-        image_size=32,
-        device="cpu",
-        **network_options(bundle),
-    ).run()
-    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
-    assert [row["image"] for row in rows] == [str(image) for image in images]
-    for row in rows:
-        numbers = [float(value) for key, value in row.items() if key != "image"]
+    for row in predict(bundle, folders, output, tmp_path / "predictions.csv"):
         # The probabilities of each task sum to 1, and so do the attention weights.
         tasks = 4 if bundle == "pleural_effusion_natural" else 3
-        assert len(numbers) == 3 * tasks - 1 and sum(numbers) == pytest.approx(tasks + 1, abs=1e-4)
+        assert len(row) == 3 * tasks - 1 and sum(row.values()) == pytest.approx(tasks + 1, abs=1e-4)
 
 
 @pytest.mark.parametrize("method", ["baseline", "rebalance", "groupdro", "dfr", "mimm", "dcor", "mmd", "adversarial"])
@@ -277,6 +273,12 @@ def test_only_the_first_process_shows_and_records(bundle):
     parts = [part for part in ("train", "refine") if part in train]
     assert silent == [(part, name) for part in parts for name in ("ignite.handlers.ProgressBar", "EpochRecorder")]
     assert len(several["run"]) == len(train["run"]) + 1
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_all_bundles_predict_from_an_exported_file_alike(bundle):
+    overlay, first = (ROOT / name / "configs/inference_exported.json" for name in (bundle, NAMES[0]))
+    assert overlay.read_text() == first.read_text()
 
 
 @pytest.mark.parametrize("bundle", NAMES)
@@ -359,23 +361,67 @@ def test_metadata_and_network_agree(bundle, tmp_path):
     )
 
 
-@pytest.mark.parametrize("bundle", BUNDLES)
-def test_export_gives_the_same_logits(bundle, trained, tmp_path):
-    output, _ = trained(bundle)
-    override = network_options(bundle)
-    ckpt_export(
+def export(exporter, bundle, output, path, **more):
+    """Export the trained network of a bundle as its docs say."""
+    configs = ROOT / bundle / "configs"
+    exporter(
         "network_def",
-        filepath=str(tmp_path / "model.ts"),
+        filepath=str(path),
         ckpt_file=str(output / "models/model.pt"),
-        meta_file=str(ROOT / bundle / "configs/metadata.json"),
-        config_file=str(ROOT / bundle / "configs/inference.json"),
-        key_in_ckpt="",
-        **override,
+        meta_file=str(configs / "metadata.json"),
+        config_file=str(configs / "inference.json"),
+        **network_options(bundle),
+        **more,
     )
+
+
+@pytest.fixture
+def logits(trained):
+    """Logits of a bundle's trained network for a batch, eager and unexported."""
+
+    def get(bundle, image):
+        output, _ = trained(bundle)
+        given = {"bundle_root": str(ROOT / bundle), "device": "cpu"} | network_options(bundle)
+        made = workflow(bundle, "inference", workflow_type="infer", **given)
+        network = made.parser.get_parsed_content("network_def").eval()
+        network.load_state_dict(torch.load(output / "models/model.pt", weights_only=True))
+        with torch.no_grad():
+            return network(image)
+
+    return get
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_a_torchscript_file_predicts_as_the_checkpoint_does(bundle, trained, logits, folders, tmp_path):
+    output, _ = trained(bundle)
+    export(ckpt_export, bundle, output, tmp_path / "model.ts")
     image = torch.randn(3, 1, 32, 32)
-    scripted = torch.jit.load(tmp_path / "model.ts").eval()
-    made = workflow(bundle, "inference", workflow_type="infer", bundle_root=str(ROOT / bundle), **override)
-    network = made.parser.get_parsed_content("network_def").eval()
-    network.load_state_dict(torch.load(output / "models/model.pt", weights_only=True))
     with torch.no_grad():
-        torch.testing.assert_close(scripted(image), network(image))
+        found = torch.jit.load(tmp_path / "model.ts").eval()(image)
+    torch.testing.assert_close(found, logits(bundle, image), rtol=1e-5, atol=1e-5)
+    rows = predict(bundle, folders, output, tmp_path / "eager.csv")
+    more = {"exported": str(tmp_path / "model.ts"), "ckpt": "absent.pt"}
+    for row, other in zip(
+        rows, predict(bundle, folders, tmp_path, tmp_path / "exported.csv", "inference_exported", **more), strict=True
+    ):
+        told = {key: value for key, value in row.items() if not key.startswith("attention")}
+        assert other == pytest.approx(told, abs=1e-5)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_an_onnx_file_gives_the_same_logits_in_onnxruntime(bundle, trained, logits, tmp_path):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="the export to ONNX needs the extra [onnx]")
+    import onnxruntime
+
+    output, _ = trained(bundle)
+    size = json.loads((ROOT / bundle / "configs/inference.json").read_text())["image_size"]
+    names = {"input_names": ["image"], "output_names": ["pred"]}
+    batch = {"dynamic_axes": {"image": {0: "batch"}, "pred": {0: "batch"}}}
+    shape, path = [2, 1, size, size], tmp_path / "model.onnx"
+    export(onnx_export, bundle, output, path, input_shape=shape, converter_kwargs=names | batch)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for count in (1, 3):
+        image = torch.randn(count, *shape[1:])
+        (found,) = session.run(None, {"image": image.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), logits(bundle, image), rtol=1e-5, atol=1e-5)

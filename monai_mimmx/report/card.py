@@ -1,0 +1,174 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The model card: what a trained model was made of, how far it can be trusted, and where it cannot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai_mimmx.evaluation.scores import SUBSET_TITLES, verdict
+from monai_mimmx.report.html import EXPLAINED, _percent, _plain_value, _points, _row_name, _subsets
+
+__all__ = ["write_model_card"]
+
+LIMITS = (
+    "Not for clinical use. A bundle's embedded cohort stands in for data: figures on it tell nothing about patients.",
+    "Measured on images of the same table as the training data, of other subjects. Elsewhere the figures can be others.",
+    "Only the factors above were looked at. A shortcut through anything else is not seen here.",
+    "One training with one seed: another seed gives other figures. The intervals cover the choice of test subjects only.",
+)
+FEW_POINTS = 0.05
+"""A probe further above chance than this is told as a leak; the measure of `verdict`."""
+
+
+def _table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    cells = ([" ".join(str(cell).replace("|", "\\|").split()) for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _counts(metrics: Mapping[str, Any]) -> str:
+    """The images of every cell in every subset."""
+    cells = metrics.get("cells") or {}
+    names = sorted({name for table in cells.values() for name in table})
+    rows = [[name, *(table.get(name, 0) for table in cells.values())] for name in names]
+    total = [metrics.get("n", {}).get(subset, "–") for subset in cells]
+    titles = [SUBSET_TITLES.get(subset, subset) for subset in cells]
+    return _table(["images", *titles], [["all", *total], *rows]) if cells else ""
+
+
+def _trained_on(metrics: Mapping[str, Any]) -> list[str]:
+    classes = metrics.get("classes") or {}
+    excluded = metrics.get("excluded") or {}
+    parts = [
+        _table(
+            ["task", "classes"],
+            [
+                [_row_name(key, metrics), ", ".join(f"{i}: {name}" for i, name in enumerate(names))]
+                for key, names in classes.items()
+            ],
+        )
+        if classes
+        else "",
+        f"Table: `{metrics['table']}`." if metrics.get("table") else "",
+        _counts(metrics),
+        "Left out, and therefore unknown to the model:\n\n"
+        + _table(["reason", "rows"], [(reason, count) for reason, count in excluded.items()])
+        if excluded
+        else "",
+        "The network learns from train; the epoch is chosen on select; probes are fitted on probe. Val has the correlation "
+        "of the training data, Inv the opposite one, Bal none.",
+    ]
+    return [part for part in parts if part]
+
+
+def _scores(metrics: Mapping[str, Any]) -> list[str]:
+    table = metrics.get("accuracy") or {}
+    if not table:
+        return []
+    subsets = _subsets(table)
+    intervals, worst = metrics.get("interval") or {}, metrics.get("worst_group") or {}
+    rows = [[_row_name(key, metrics), *(_percent(table[s].get(key)) for s in subsets)] for key in table[subsets[0]]]
+    if intervals:
+        ends = ("–" if s not in intervals else " to ".join(map(_percent, intervals[s])) for s in subsets)
+        rows.insert(1, ["y, 95 % interval", *ends])
+    auroc = metrics.get("auroc") or {}
+    if auroc:
+        rows.append(["y, AUROC", *(_percent(auroc.get(s, {}).get("y")) for s in subsets)])
+    if worst:
+        groups = (worst.get(s) for s in subsets)
+        told = (f"{_percent(g['accuracy'])} ({g['cell']}; {g['n']} images)" if g else "–" for g in groups)
+        rows.append(["y, worst group", *told])
+    parts = [_table(["accuracy (%)", *(SUBSET_TITLES.get(s, s) for s in subsets)], rows)]
+    if (gap := metrics.get("drop_val_inv")) is not None:
+        chance = (metrics.get("chance") or {}).get("bal", {}).get("y")
+        word = verdict(gap, balanced=table.get("bal", {}).get("y"), chance=chance)
+        parts.insert(0, f"**{word.capitalize()}**: Val − Inv is {_points(gap)} points. {EXPLAINED[word]}")
+    return parts
+
+
+def _leaks(probes: Mapping[str, Any]) -> list[str]:
+    """What is read from f_y well above chance, in words."""
+    chance = probes.get("chance") or {}
+    return [
+        f"{name} ({kind} probe {_percent(value)} %, chance {_percent(chance[name])} %)"
+        for kind, matrix in probes.items()
+        if kind != "chance"
+        for name, value in matrix.get("f_y", {}).items()
+        if name != "y" and value is not None and chance.get(name) is not None and value > chance[name] + FEW_POINTS
+    ]
+
+
+def _probes(metrics: Mapping[str, Any]) -> list[str]:
+    probes = metrics.get("probes") or {}
+    parts = []
+    for kind, matrix in probes.items():
+        if kind != "chance":
+            columns = list(next(iter(matrix.values())))
+            rows = [[block, *(_percent(row.get(column)) for column in columns)] for block, row in matrix.items()]
+            rows.append(["chance", *(_percent((probes.get("chance") or {}).get(column)) for column in columns)])
+            parts.append(_table([f"{kind} probe (%)", *columns], rows))
+    if parts:
+        leaks = _leaks(probes)
+        told = (
+            f"From f_y a probe still reads: {', '.join(leaks)}."
+            if leaks
+            else "From f_y no probe reads a factor more than five points above chance."
+        )
+        parts.insert(0, f"What a fresh classifier reads from each feature block. {told}")
+    return parts
+
+
+def _limits(metrics: Mapping[str, Any]) -> list[str]:
+    limits = list(LIMITS)
+    if agreement := (metrics.get("config") or {}).get("agreement"):
+        limits.append(
+            f"The correlation of y and the factors was set to {_plain_value(agreement)}, by leaving out rows where that is a "
+            "number: it is not that of any clinic."
+        )
+    if train := (metrics.get("cells") or {}).get("train"):
+        cell = min(train, key=train.get)  # type: ignore[arg-type]
+        limits.append(f"The rarest group in training, {cell}, has {train[cell]} images.")
+    return ["\n".join(f"- {limit}" for limit in limits)]
+
+
+def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any], *, title: str) -> Path:
+    """
+    Write `model_card.md`: what the model predicts, what it was trained on, its figures by group, and its limits.
+
+    Every number in it stands in the metrics, as it is or rounded; a gap is in points, an accuracy in per cent.
+
+    Args:
+        folder: where to write; made where it is missing.
+        metrics: the content of `metrics.json`; what it lacks is left out.
+        title: of the model.
+
+    Returns:
+        Path of the file.
+
+    Example:
+        >>> accuracy = {"val": {"y": 0.9}, "inv": {"y": 0.7}}
+        >>> card = write_model_card("output", {"accuracy": accuracy, "drop_val_inv": 0.2}, title="Brain age")
+        >>> [line for line in card.read_text(encoding="utf-8").splitlines() if line.startswith("**")]
+        ['**Shortcut**: Val − Inv is +20.0 points. The network leans on the spurious factors: ...']
+    """
+    formats = {"method": "", "seed": "", "epochs": "", "seconds": ".0f", "mi": ".3f", "version": ""}
+    told = ", ".join(f"{key} {metrics[key]:{form}}" for key, form in formats.items() if metrics.get(key) is not None)
+    settings = [(key, f"`{_plain_value(value)}`") for key, value in (metrics.get("config") or {}).items()]
+    sections = {
+        "Trained on": _trained_on(metrics) if metrics.get("cells") or metrics.get("table") else [],
+        "Figures": _scores(metrics),
+        "Probes": _probes(metrics),
+        "Limits": _limits(metrics),
+        "Settings": [_table(["option", "value"], settings)] if settings else [],
+    }
+    parts = [f"# Model card: {title}", told] + [
+        part for name, content in sections.items() if content for part in (f"## {name}", *content)
+    ]
+    path = Path(folder) / "model_card.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,103 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The model card: closed (no number that the metrics lack), flagged, and complete from few metrics on."""
+
+import re
+
+import pytest
+from test_html import EVIL, metrics
+
+from monai_mimmx.report import write_model_card
+
+NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?")
+
+
+def whole(**more) -> dict:
+    return metrics() | {
+        "version": "0.1.0",
+        "table": "/data/labels.csv",
+        "classes": {"y": ["< 51", "> 57"], "sex": ["female", "male"]},
+        "n": {"train": 100, "val": 60},
+        "cells": {"train": {"y=0, sex=0": 88, "y=1, sex=0": 12}, "val": {"y=0, sex=1": 60}},
+        "interval": {"val": [0.961, 0.982], "inv": [0.288, 0.341]},
+        "drop_val_inv": 0.661,
+        "config": {"agreement": 0.9, "lambda_mi": 1.5, "seed": 3},
+        **more,
+    }
+
+
+def numbers(value) -> set[str]:
+    """Every number in a JSON value, in keys and texts too, as it may be written."""
+    if isinstance(value, dict):
+        return set().union(*map(numbers, value), *map(numbers, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(numbers, value), map(str, range(len(value))))  # a class is told by its index
+    if isinstance(value, str):
+        return set(NUMBER.findall(value))
+    if value is None or isinstance(value, bool):
+        return set()
+    return {str(abs(value)), f"{abs(value):.0f}", f"{abs(value):.3f}", f"{100 * abs(value):.1f}"}
+
+
+def written(folder, values) -> str:
+    return write_model_card(folder, values, title="Brain age").read_text(encoding="utf-8")
+
+
+def test_every_number_stands_in_the_metrics(tmp_path):
+    values = whole()
+    found = set(NUMBER.findall(written(tmp_path, values)))
+    assert len(found) >= 30
+    assert found - {"0", "95"} <= numbers(values)  # a cell without images, and the level of the intervals
+
+
+def test_tables_say_what_it_was_trained_on_and_how_each_group_fares(tmp_path):
+    lines = written(tmp_path, whole()).splitlines()
+    for line in (
+        "# Model card: Brain age",
+        "method mimmx, seed 3, epochs 60, seconds 12, mi 0.031, version 0.1.0",
+        "| y (age) | 0: < 51, 1: > 57 |",
+        "Table: `/data/labels.csv`.",
+        "| images | train | Val |",
+        "| all | 100 | 60 |",
+        "| y=0, sex=0 | 88 | 0 |",
+        "| age between 51 and 57 | 812 |",
+        "| y (age) | 97.3 | 31.2 | 64.5 |",
+        "| y, 95 % interval | 96.1 to 98.2 | 28.8 to 34.1 | – |",
+        "| y, worst group | 12.5 (y=1, sex=0; 40 images) | – | – |",
+        "| f_y | 91.5 | 53.2 |",
+        "| chance | 50.0 | 51.0 |",
+        "- The rarest group in training, y=1, sex=0, has 12 images.",
+        "| lambda_mi | `1.5` |",
+    ):
+        assert line in lines, line
+    assert "- Not for clinical use." in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("gap", "told"),
+    [
+        (0.661, "**Shortcut**: Val − Inv is +66.1 points."),
+        (-0.071, "**Over-corrected (anti-shortcut)**: Val − Inv is −7.1 points. The network leans on the spurious"),
+        (0.01, "**Balanced**: Val − Inv is +1.0 points."),
+    ],
+)
+def test_the_gap_is_flagged(tmp_path, gap, told):
+    assert told in written(tmp_path, whole(drop_val_inv=gap))
+
+
+@pytest.mark.parametrize(
+    ("read", "told"),
+    [
+        (0.532, "From f_y no probe reads a factor more than five points above chance."),
+        (0.72, "From f_y a probe still reads: sex (linear probe 72.0 %, chance 51.0 %)."),
+    ],
+)
+def test_what_probes_read_stands_beside_chance(tmp_path, read, told):
+    matrix = {"f_y": {"y": 0.9, "sex": read}}
+    assert told in written(tmp_path, whole(probes={"linear": matrix, "chance": {"y": 0.5, "sex": 0.51}}))
+
+
+def test_few_metrics_are_enough_and_strange_names_keep_the_tables(tmp_path):
+    assert "## Limits" in written(tmp_path / "new", {})
+    cells = {"train": {EVIL: 3, "a|b\nc": 4}}
+    assert "| a\\|b c | 4 |" in written(tmp_path, whole(cells=cells)).splitlines()
