@@ -46,7 +46,8 @@ def trained(folders, tmp_path_factory):
 def test_training_ends_with_the_evaluation(bundle, trained):
     output, metrics = trained(bundle)
     factors = metrics["task_names"][1:]
-    assert metrics["method"] == "mimmx" and metrics["epochs"] == options(bundle, output, output)["epochs"]
+    given = options(bundle, output, output)
+    assert metrics["method"] == "mimmx" and metrics["epochs"] == given["epochs"] + given.get("refine_epochs", 0)
     assert metrics["config"]["n_b"] == json.loads((ROOT / bundle / "configs/train.json").read_text())["n_b"]
     for subset in ("val", "inv", "bal"):
         assert set(metrics["accuracy"][subset]) == {"y", *factors}
