@@ -25,7 +25,7 @@ TINY = {
 }
 """What makes each bundle tiny."""
 
-if importlib.util.find_spec("torchvision") is None:
+if importlib.util.find_spec("monailabel") is not None and importlib.util.find_spec("torchvision") is None:
     sys.path.append(str(LIGHT))
 
 
@@ -69,9 +69,9 @@ def serve(tmp_path, monkeypatch):
     from monailabel.config import settings
     from monailabel.interfaces.utils.app import clear_cache
 
-    def start(folder, bundle="brain_age", ckpt=True, **conf):
-        if ckpt:
-            conf["ckpt"] = str(untrained(bundle, tmp_path / "base.pt"))
+    def start(folder, bundle="brain_age", trained=True, **conf):
+        if trained:
+            conf = {"ckpt": str(untrained(bundle, tmp_path / "base.pt"))} | conf
         options = json.dumps(TINY.get(bundle, {}) | conf.pop("options", {}))
         conf = {"models": bundle, "output_dir": str(tmp_path / "tuned"), "options": options} | conf
         for name, value in {

@@ -76,7 +76,7 @@ def test_a_bundle_folder_elsewhere_with_its_model_in_it_is_served(serve, study, 
     copy = shutil.copytree(ROOT / "bundles/brain_age/configs", tmp_path / "mine/configs").parent
     (copy / "models").mkdir()
     untrained("brain_age", copy / "models/model.pt")
-    client = serve(study, str(copy), ckpt=False, options=TINY["brain_age"])
+    client = serve(study, str(copy), trained=False, options=TINY["brain_age"])
     assert infer(client, "case00_y0_z0", "mine").status_code == 200
 
 
@@ -128,7 +128,7 @@ def test_the_whole_cycle(serve, study, tmp_path):
 
 
 def test_a_bundle_without_a_model_can_be_trained_from_labels_of_some_cells_only(serve, study, tmp_path):
-    client = serve(study, ckpt=False)
+    client = serve(study, trained=False)
     save_all(client, study, lambda name: not name.endswith("y1_z0"))
     stats = client.post("/train/brain_age?run_sync=true", json=FAST).json()
     assert stats["sampling"] == "correlated"
@@ -136,7 +136,7 @@ def test_a_bundle_without_a_model_can_be_trained_from_labels_of_some_cells_only(
 
 
 def test_a_bundle_without_a_model_says_which_command_makes_it(serve, study):
-    client = serve(study, ckpt=False)
+    client = serve(study, trained=False)
     assert client.get("/info/").json()["models"] == {}
     for response in (
         infer(client, "case00_y0_z0"),
@@ -247,6 +247,7 @@ def test_a_second_training_at_once_is_refused_unless_it_may_wait(serve, study, m
 def test_names_that_leave_the_study_are_refused(name, serve, study, tmp_path):
     client = serve(study)
     (tmp_path / "outside.png").write_bytes((study / "case00_y0_z0.png").read_bytes())
+    assert client.get("/info/").status_code == 200  # makes the folders of labels
     before = sorted(tmp_path.rglob("*"))
     refused(infer(client, name), 404, "there is no image")
     refused(infer(client, str(tmp_path / "outside.png")), 404, "there is no image")
@@ -287,8 +288,7 @@ def test_unknown_models_strategies_and_scores_are_told(serve, study):
         ({"options": {"feature_dim": 5}}, ValueError, "does not fit the network"),
     ],
 )
-def test_what_cannot_be_served_is_told_at_the_start(conf, error, message, serve, study, tmp_path):
-    untrained("brain_age", tmp_path / "tiny.pt")
-    client = serve(study, ckpt=False, **{"ckpt": str(tmp_path / "tiny.pt")} | conf)
+def test_what_cannot_be_served_is_told_at_the_start(conf, error, message, serve, study):
+    client = serve(study, **conf)
     with pytest.raises(error, match=message):
         client.get("/info/")

@@ -27,9 +27,9 @@ def check_name(name: str, what: str) -> None:
         raise HTTPException(400, f"expected the name of {what} without any folder, got {name!r}")
 
 
-def read_label(path: str, tasks: Sequence[Task]) -> tuple[list[int], str | None]:
+def read_label(path: str, tasks: Sequence[Task], image_id: str) -> tuple[list[int], str | None]:
     """
-    Class indices and subject of a label file; see `parse_label`.
+    Class indices and subject of the label file of an image; see `parse_label`.
 
     Raises:
         HTTPException: 400 for a file that is no JSON or states no label of these tasks.
@@ -37,7 +37,7 @@ def read_label(path: str, tasks: Sequence[Task]) -> tuple[list[int], str | None]
     try:
         return parse_label(json.loads(Path(path).read_text(encoding="utf-8")), tasks)
     except ValueError as error:  # JSON and text errors are of this kind
-        raise HTTPException(400, f"label {Path(path).name}: {error}") from error
+        raise HTTPException(400, f"label of {image_id}: {error}") from error
 
 
 class StudyFolder(LocalDatastore):
@@ -88,7 +88,7 @@ class StudyFolder(LocalDatastore):
         self.require_image(image_id)
         check_name(label_tag, "a label's tag")
         if label_tag == FINAL:
-            read_label(label_filename, self.tasks)
+            read_label(label_filename, self.tasks, image_id)
         return super().save_label(image_id, label_filename, label_tag, label_info)
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
@@ -105,6 +105,6 @@ class StudyFolder(LocalDatastore):
     def final_labels(self) -> dict[str, tuple[list[int], str | None]]:
         """Image to class indices and subject, of every image with a final label."""
         return {
-            image_id: read_label(self.get_label_uri(image_id, FINAL), self.tasks)
+            image_id: read_label(self.get_label_uri(image_id, FINAL), self.tasks, image_id)
             for image_id in sorted(self.get_labeled_images())
         }
