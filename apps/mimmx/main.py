@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,7 +60,9 @@ class MIMMXApp(MONAILabelApp):
         check_requests()
 
     def init_datastore(self) -> StudyFolder:
-        """The study folder."""
+        """The study folder; ValueError for a server of images, which this app cannot read."""
+        if "://" in self.studies:
+            raise ValueError(f"expected a folder of images as studies, got {self.studies!r}")
         return StudyFolder(
             self.studies,
             self.bundle.tasks,
@@ -72,8 +75,9 @@ class MIMMXApp(MONAILabelApp):
         return {self.bundle.name: self.infer_task}
 
     def init_trainers(self) -> dict[str, Any]:
-        """One trainer, of the same name."""
-        return {self.bundle.name: MIMMXTrain(self.infer_task)}
+        """One trainer, of the same name; none for a bundle without `configs/train.json`."""
+        trainable = (self.bundle.root / "configs" / "train.json").is_file()
+        return {self.bundle.name: MIMMXTrain(self.infer_task)} if trainable else {}
 
     def init_scoring_methods(self) -> dict[str, Any]:
         """One method, which makes all scores."""
@@ -96,7 +100,7 @@ class MIMMXApp(MONAILabelApp):
         self._require("model", request.get("model"), self._infers)
         self.infer_task.require_model()
         image = str(request.get("image"))
-        if not _is_upload(image) and "session" not in request:
+        if not _is_upload(image) and not self._is_of_a_session(image):
             (datastore or self.datastore()).require_image(image)
         return super().infer(request, datastore)
 
@@ -124,7 +128,7 @@ class MIMMXApp(MONAILabelApp):
         if method == "scoring":
             self._require("method", request.get("method"), self._scoring_methods)
         else:
-            self._require("model", request.get("model"), self._infers)
+            self._require("model", request.get("model"), self._trainers if method == "train" else self._infers)
         self.datastore().require_images()
         if method != "train":
             self.infer_task.require_model()
@@ -132,6 +136,10 @@ class MIMMXApp(MONAILabelApp):
         if not enqueue and any(task["status"] in ("SUBMITTED", "RUNNING") for task in background_tasks("train")):
             raise HTTPException(429, "a training is already running: wait for it, stop it, or ask with enqueue=true")
         self._trainers[self.bundle.name].prepare(request, self.datastore())
+
+    def _is_of_a_session(self, path: str) -> bool:
+        """Whether a file was uploaded for a session of MONAI Label's."""
+        return self._sessions is not None and Path(self._sessions.store_path).resolve() in Path(path).resolve().parents
 
     @staticmethod
     def _require(what: str, name: str | None, known: dict[str, Any]) -> None:

@@ -116,9 +116,10 @@ def rare_cell_scores(logits: np.ndarray, labels: np.ndarray, num_classes: Sequen
     r"""
     How rare the cell of (y, z_1 .. z_N) that each image is predicted to be in still is among the labelled ones.
 
-    .. math:: s(x) = \sum_c \frac{1}{1 + n_c} \prod_i p(i = c_i | x)
+    .. math:: s(x) = \Big(1 + \sum_c n_c \prod_i p(i = c_i | x)\Big)^{-1}
 
-    over all cells c, with n_c images of complete label in it and the heads' probabilities.
+    over all cells c, with n_c images of complete label in it and the heads' probabilities: an image that may as well be in
+    a common cell is not taken for a rare one.
 
     Args:
         logits: all heads' logits `(n, sum C)`, the primary task first.
@@ -142,4 +143,4 @@ def rare_cell_scores(logits: np.ndarray, labels: np.ndarray, num_classes: Sequen
     joint = np.ones((len(cells), 1))
     for head in heads:
         joint = (joint[:, :, None] * softmax(head, axis=1)[:, None, :]).reshape(len(cells), -1)
-    return joint @ (1.0 / (1.0 + counts))
+    return 1.0 / (1.0 + joint @ counts)

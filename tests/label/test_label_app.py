@@ -135,6 +135,26 @@ def test_a_bundle_without_a_model_can_be_trained_from_labels_of_some_cells_only(
     assert infer(client, "case00_y0_z0").status_code == 200
 
 
+def test_a_session_of_an_uploaded_image_is_predicted(serve, study):
+    client = serve(study)
+    content = (study / "case00_y0_z0.png").read_bytes()
+    session = client.put("/session/", files={"files": ("x.png", content)}).json()["session_id"]
+    result = client.post("/infer/brain_age", params={"session_id": session, "output": "json"}).json()
+    assert result["prediction"] == infer(client, "case00_y0_z0").json()["prediction"]
+
+
+def test_a_bundle_that_refines_at_the_end_is_fine_tuned_too(serve, study, tmp_path):
+    client = serve(study, "pleural_effusion", options={"refine_epochs": 1})
+    for path in study.glob("*.png"):
+        label = {"effusion": int(path.stem[8]), "sex": ("Female", "Male")[int(path.stem[11])]}
+        assert save(client, path.stem, label).status_code == 200
+    request = {"max_epochs": 1, "batch_size": 8, "device": "cpu"}
+    stats = client.post("/train/pleural_effusion?run_sync=true", json=request).json()
+    assert stats["accuracy"]["age"] is None and stats["worst_group"] is None  # no label told the age
+    assert (tmp_path / "tuned/models/model.pt").is_file()
+    assert infer(client, "case00_y0_z0", "pleural_effusion").status_code == 200
+
+
 def test_a_bundle_without_a_model_says_which_command_makes_it(serve, study):
     client = serve(study, trained=False)
     assert client.get("/info/").json()["models"] == {}
@@ -251,6 +271,8 @@ def test_names_that_leave_the_study_are_refused(name, serve, study, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     refused(infer(client, name), 404, "there is no image")
     refused(infer(client, str(tmp_path / "outside.png")), 404, "there is no image")
+    tricked = {"image": str(tmp_path / "outside.png"), "session": {}}
+    refused(infer(client, "case00_y0_z0", **tricked), 404, "there is no image")
     refused(save(client, name, label_of("case00_y0_z0")), 404, "there is no image")
     refused(save(client, "case00_y0_z0", label_of("case00_y0_z0"), tag=name), 400, "expected the name of a label's tag")
     picture = {"file": ("x.png", (study / "case00_y0_z0.png").read_bytes())}

@@ -110,9 +110,9 @@ def test_the_rarest_cell_comes_first():
     assert scores[-3:] == pytest.approx([1.0, 1 / 10, 1 / 5])  # the incomplete label counts in no cell
 
 
-def test_an_image_that_may_be_in_any_cell_has_the_mean_rarity():
+def test_an_image_that_may_be_in_any_cell_counts_as_in_one_of_mean_size():
     scores = rare_cell_scores(np.zeros((2, 5)), np.array([[0, 2], [-1, -1]]), (2, 3))
-    assert scores == pytest.approx([(5 + 1 / 2) / 6] * 2)
+    assert scores == pytest.approx([1 / (1 + 1 / 6)] * 2)
 
 
 @pytest.mark.parametrize("score", [shortcut_scores, rare_cell_scores])
