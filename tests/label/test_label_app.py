@@ -46,7 +46,7 @@ def refused(response, status, *parts):
         assert part in message
 
 
-def infer(client, image, model="brain_age", **params):
+def infer(client, image, /, model="brain_age", **params):
     return client.post(
         f"/infer/{model}", params={"image": image, "output": "json"}, data={"params": json.dumps(params)}
     )
