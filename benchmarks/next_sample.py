@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Do labels that the MONAI Label strategies choose make a smaller gap between Val and Inv than labels chosen at random?
 
-python benchmarks/next_sample.py --output next_sample.json
+python -m benchmarks.next_sample --output next_sample.json
 
 On the embedded brains: a first set of labels with the bundle's correlations, a network trained on it, then rounds in which
 each strategy chooses images from one pool (correlated too, its labels hidden) and the network is fine-tuned on all labels
