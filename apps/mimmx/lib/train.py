@@ -115,9 +115,13 @@ class MIMMXTrain(TrainTask):
         given = {key: _number(request, key) for key in NUMBERS if request.get(key) is not None}
         if request.get("max_epochs") is not None:
             given["epochs"] = _number(request, "max_epochs")
-        for key in ("epochs", "batch_size", "seed"):
-            if key in given and given[key] != int(given[key]) or given.get(key, 1) < (key != "seed"):
-                raise HTTPException(400, f"expected {key} to be a whole number of 1 or more, got {given[key]}")
+        for key, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+            if key in given:
+                if given[key] != int(given[key]) or given[key] < least:
+                    raise HTTPException(
+                        400, f"expected {key} to be a whole number of {least} or more, got {given[key]}"
+                    )
+                given[key] = int(given[key])
         sampling = request.get("sampling", "bundle")
         sampling = sampling[0] if isinstance(sampling, list) else sampling
         if sampling not in ("bundle", "balanced", "correlated"):
