@@ -67,7 +67,7 @@ def serve(tmp_path, monkeypatch):
     from fastapi.testclient import TestClient
     from monailabel.app import app
     from monailabel.config import settings
-    from monailabel.interfaces.utils.app import clear_cache
+    from monailabel.interfaces.utils.app import app_instance, clear_cache
 
     def start(folder, bundle="brain_age", trained=True, **conf):
         if trained:
@@ -83,6 +83,7 @@ def serve(tmp_path, monkeypatch):
         }.items():
             monkeypatch.setattr(settings, f"MONAI_LABEL_{name}", value)
         clear_cache()
+        app_instance()  # as the server does when it starts
         return TestClient(app)
 
     yield start
