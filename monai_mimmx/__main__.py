@@ -1,6 +1,6 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m monai_mimmx`: copy a bundle, audit a classifier, compare methods over seeds, write what was run as tables."""
+"""`python -m monai_mimmx`: copy a bundle, audit a classifier, compare methods and write the tables, serve MONAI Label."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from monai_mimmx.comparison import (
 )
 from monai_mimmx.comparison.methods import METHODS
 from monai_mimmx.evaluation.protocol import write_json
+from monai_mimmx.label import serve_label_app
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,6 +80,21 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--batch_size", type=int, default=32)
     audit.add_argument("--num_workers", type=int, default=0)
     audit.add_argument("--output_dir", required=True)
+    label = commands.add_parser(
+        "label",
+        help="serve a bundle to MONAI Label's clients",
+        description="Serve a bundle to MONAI Label's clients (pip install 'monai_mimmx[label]').",
+        epilog="What follows -- replaces values of the bundle's configs, for example: -- --feature_dim 4",
+    )
+    label.add_argument("--bundle", required=True, help="folder of the bundle, or the name of one in bundles/")
+    label.add_argument("--studies", required=True, help="folder of the images to label; the labels are kept there")
+    label.add_argument("--ckpt", help="trained model (default: the bundle's own)")
+    label.add_argument("--output_dir", help="of fine-tuned models (default: output/label in the bundle)")
+    label.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
+    label.add_argument("--port", type=int, default=8000, help="default: 8000")
+    label.add_argument(
+        "--app", default=argparse.SUPPRESS, help="folder of the app (default: apps/mimmx of the checkout)"
+    )
     return parser
 
 
@@ -164,6 +180,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _bundles(options.copy)
         if options.command == "audit":
             return _audit(options, _bundle_options(given))
+        if options.command == "label":
+            asked = {key: value for key, value in vars(options).items() if key != "command"}
+            serve_label_app(**asked, options=_bundle_options(given))
+            return 0
         runs = plan_runs(
             options.bundle,
             method_options(options.methods),
@@ -181,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         counts = execute_runs(runs, jobs=options.jobs)
         tables, page = _write(options.output_dir)
         print(f"\n{tables}\n\nreport: {page}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print("\n" + ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count))
     return 1 if counts["failed"] else 0

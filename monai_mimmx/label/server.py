@@ -1,0 +1,59 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Start MONAI Label with the app `apps/mimmx`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["serve_label_app"]
+
+APP = Path(__file__).parents[2] / "apps" / "mimmx"
+
+
+def serve_label_app(
+    bundle: str,
+    studies: str | os.PathLike[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    ckpt: str | None = None,
+    output_dir: str | None = None,
+    app: str | os.PathLike[str] = APP,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """
+    Serve a bundle to MONAI Label's clients until interrupted.
+
+    Args:
+        bundle: its folder, or the name of one of this project's.
+        studies: the folder of images to label; MONAI Label keeps the labels there.
+        host: address to listen on. There is no login: whoever reaches it can read the images and write labels.
+        port: to listen on.
+        ckpt: the trained model; by default the bundle's own.
+        output_dir: where fine-tuned models go; by default `output/label` in the bundle.
+        app: folder of the app, into which MONAI Label writes its logs.
+        options: replace values of the bundle's configs; those that shape the network must be what it was trained with.
+
+    Raises:
+        FileNotFoundError: there is no such app, or no folder of studies.
+        ImportError: MONAI Label is not installed.
+    """
+    if not (Path(app) / "main.py").is_file():
+        raise FileNotFoundError(f"there is no MONAI Label app in {app}: name the folder apps/mimmx by --app")
+    if not Path(studies).is_dir():
+        raise FileNotFoundError(f"there is no folder {studies}: name the folder with the images by --studies")
+    try:
+        from monailabel.main import Main
+    except ImportError as error:
+        raise ImportError(f"MONAI Label cannot be used ({error}): pip install 'monai_mimmx[label]'") from error
+    conf = {"models": str(bundle), "ckpt": ckpt, "output_dir": output_dir, "options": json.dumps(dict(options or {}))}
+    words = ["start_server", "--app", str(app), "--studies", str(studies), "--host", host, "--port", str(port)]
+    for key, value in conf.items():
+        words += ["--conf", key, value] if value else []
+    main = Main()
+    main.action_start_server(main.args_parser().parse_args(words))

@@ -1,0 +1,314 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The MONAI Label app by its REST interface: what it gives, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import TINY, untrained
+from PIL import Image
+
+pytest.importorskip("monailabel", reason="MONAI Label is not installed: pip install 'monai_mimmx[label]'")
+
+CLASSES = {"age_group": ("< 51", "> 57"), "sex": ("female", "male")}
+FAST = {"max_epochs": 2, "batch_size": 8, "device": "cpu"}
+
+
+def label_of(image):
+    """The label that the name of a picture states; every fourth leaves the factor blank."""
+    y, z = int(image[8]), int(image[11])
+    label = {"age_group": CLASSES["age_group"][y], "sex": CLASSES["sex"][z], "dataset": ("NAKO", "UKB")[z]}
+    return label | ({"sex": None} if int(image[4:6]) % 4 == 3 else {})
+
+
+def save(client, image, label, **more):
+    return client.put(
+        "/datastore/label",
+        params={"image": image} | more,
+        files={"label": ("label.json", label if isinstance(label, str) else json.dumps(label))},
+    )
+
+
+def save_all(client, study, keep=lambda name: True):
+    for path in sorted(study.glob("*.png")):
+        if keep(path.stem):
+            assert save(client, path.stem, label_of(path.stem)).status_code == 200
+
+
+def refused(response, status, *parts):
+    """A refusal with its status and a message that holds all parts."""
+    assert response.status_code == status, response.text
+    message = response.json()["detail"]
+    for part in parts:
+        assert part in message
+
+
+def infer(client, image, /, model="brain_age", **params):
+    return client.post(
+        f"/infer/{model}", params={"image": image, "output": "json"}, data={"params": json.dumps(params)}
+    )
+
+
+@pytest.mark.parametrize("bundle", TINY)
+def test_every_bundle_is_served(bundle, serve, study):
+    client = serve(study, bundle)
+    info = client.get("/info/").json()
+    assert list(info["models"]) == list(info["trainers"]) == [bundle]
+    assert set(info["strategies"]) == {"random", "shortcut", "rare_cell"}
+    assert info["datastore"]["total"] == 24
+    result = infer(client, "case00_y0_z0", bundle).json()
+    for entries in (result["prediction"], *result["factors"].values()):
+        assert [entry["idx"] for entry in entries] == list(range(len(entries)))
+        assert sum(entry["score"] for entry in entries) == pytest.approx(1)
+    assert [entry["label"] for entry in result["prediction"]] == info["labels"]
+    assert list(result["factors"]) == list(result["attention"]) == list(info["models"][bundle]["factors"])
+    assert sum(result["attention"].values()) == pytest.approx(1)
+
+
+def test_a_bundle_folder_elsewhere_with_its_model_in_it_is_served(serve, study, tmp_path):
+    import shutil
+
+    from conftest import ROOT
+
+    copy = shutil.copytree(ROOT / "bundles/brain_age/configs", tmp_path / "mine/configs").parent
+    (copy / "models").mkdir()
+    untrained("brain_age", copy / "models/model.pt")
+    client = serve(study, str(copy), trained=False, options=TINY["brain_age"])
+    assert infer(client, "case00_y0_z0", "mine").status_code == 200
+
+
+def test_the_whole_cycle(serve, study, tmp_path):
+    client = serve(study)
+    image = "case00_y0_z0"
+    before = infer(client, image).json()
+
+    with (study / f"{image}.png").open("rb") as file:
+        uploaded = client.post("/infer/brain_age?output=json", files={"file": ("other.png", file)}).json()
+    assert uploaded["prediction"] == before["prediction"]
+
+    assert infer(client, image, save_label=True, label_tag="original").status_code == 200
+    stored = client.get("/datastore/label", params={"label": image, "tag": "original"}).json()
+    assert stored == {key: before[key] for key in ("prediction", "factors", "attention")}
+
+    batch = client.post("/batch/infer/brain_age?run_sync=true", json={"device": "cpu", "max_workers": 1}).json()
+    assert len(batch) == 24 and not [result for result in batch.values() if "error" in result]
+    assert len(list((study / "labels/original").glob("*.json"))) == 24
+
+    for strategy in ("random", "shortcut", "rare_cell"):
+        first = client.post(f"/activelearning/{strategy}", json={}).json()
+        assert Path(first["path"]).is_file()
+    second = client.post("/activelearning/shortcut", json={}).json()
+    first_again = client.get("/datastore/?output=all").json()["objects"]
+    assert second["score"] <= max(entry["image"]["info"]["shortcut"] for entry in first_again.values())
+    assert client.post("/scoring/predictions?run_sync=true", json={}).json() == {
+        "total": 24,
+        "predicted": 0,
+        "unusable": 0,
+    }
+
+    save_all(client, study)
+    assert client.post("/activelearning/shortcut", json={}).json() == {}  # nothing is left to label
+    stats = client.post("/train/brain_age?run_sync=true", json=FAST).json()
+    assert set(stats["accuracy"]) == {"y", "sex", "dataset"}
+    assert {"cell", "accuracy", "n"} == set(stats["worst_group"]) == set(stats["groups"][0])
+    assert stats["n"]["train"] + stats["n"]["held_out"] == 24
+    assert client.get("/info/").json()["train_stats"]["brain_age"] == stats
+    assert (tmp_path / "tuned/models/model.pt").is_file()
+    after = infer(client, image).json()
+    assert after["prediction"] != before["prediction"]
+    assert client.post("/scoring/predictions?run_sync=true", json={}).json()["predicted"] == 24
+
+    again = client.post("/train/brain_age?run_sync=true", json=FAST | {"sampling": "correlated"}).json()
+    assert again["from"] == str(tmp_path / "tuned/models/model.pt")
+    fresh = client.post("/train/brain_age?run_sync=true", json=FAST | {"pretrained": False}).json()
+    assert fresh["from"] is None
+
+
+def test_a_bundle_without_a_model_can_be_trained_from_labels_of_some_cells_only(serve, study, tmp_path):
+    client = serve(study, trained=False)
+    save_all(client, study, lambda name: not name.endswith("y1_z0"))
+    stats = client.post("/train/brain_age?run_sync=true", json=FAST).json()
+    assert stats["sampling"] == "correlated"
+    assert infer(client, "case00_y0_z0").status_code == 200
+
+
+def test_a_session_of_an_uploaded_image_is_predicted(serve, study):
+    client = serve(study)
+    content = (study / "case00_y0_z0.png").read_bytes()
+    session = client.put("/session/", files={"files": ("x.png", content)}).json()["session_id"]
+    result = client.post("/infer/brain_age", params={"session_id": session, "output": "json"}).json()
+    assert result["prediction"] == infer(client, "case00_y0_z0").json()["prediction"]
+
+
+def test_a_bundle_that_refines_at_the_end_is_fine_tuned_too(serve, study, tmp_path):
+    client = serve(study, "pleural_effusion", options={"refine_epochs": 1})
+    for path in study.glob("*.png"):
+        label = {"effusion": int(path.stem[8]), "sex": ("Female", "Male")[int(path.stem[11])]}
+        assert save(client, path.stem, label).status_code == 200
+    request = {"max_epochs": 1, "batch_size": 8, "device": "cpu"}
+    stats = client.post("/train/pleural_effusion?run_sync=true", json=request).json()
+    assert stats["accuracy"]["age"] is None and stats["worst_group"] is None  # no label told the age
+    assert (tmp_path / "tuned/models/model.pt").is_file()
+    assert infer(client, "case00_y0_z0", "pleural_effusion").status_code == 200
+
+
+def test_a_bundle_without_a_model_says_which_command_makes_it(serve, study):
+    client = serve(study, trained=False)
+    assert client.get("/info/").json()["models"] == {}
+    for response in (
+        infer(client, "case00_y0_z0"),
+        client.post("/batch/infer/brain_age", json={}),
+        client.post("/scoring/predictions", json={}),
+        client.post("/activelearning/shortcut", json={}),
+    ):
+        refused(response, 404, "has no trained model", "python -m monai.bundle run --config_file", "train.json")
+    assert "id" in client.post("/activelearning/random", json={}).json()
+
+
+def test_an_empty_study_is_told(serve, tmp_path):
+    (tmp_path / "empty").mkdir()
+    client = serve(tmp_path / "empty")
+    assert client.get("/info/").json()["datastore"]["total"] == 0
+    refused(infer(client, "case00"), 404, "there is no image 'case00'")
+    for response in (
+        client.post("/activelearning/random", json={}),
+        client.post("/activelearning/shortcut", json={}),
+        client.post("/batch/infer/brain_age", json={}),
+        client.post("/scoring/predictions", json={}),
+        client.post("/train/brain_age", json={}),
+    ):
+        refused(response, 404, "no image (.nii, ", str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ({"age_group": "> 57", "sex": "purple"}, "expected 'sex' to be one of 'female', 'male' or null, got 'purple'"),
+        ({"age_group": 54}, "expected 'age_group' to be one of '< 51', '> 57' or null, got 54"),
+        ({"age_group": "> 57", "height": 180}, "expected a label with the keys age_group, sex, dataset, subject"),
+        ({"sex": "male"}, "expected a label to state the primary task 'age_group', got none"),
+        ([1, 0, 1], "expected a label as an object"),
+        ("not JSON", "Expecting value"),
+    ],
+)
+def test_a_label_that_is_not_in_the_config_is_told_and_not_kept(label, message, serve, study):
+    client = serve(study)
+    refused(save(client, "case00_y0_z0", label), 400, message)
+    assert not list((study / "labels/final").iterdir())
+
+
+def test_an_image_of_wrong_dimensions_is_told_and_stops_no_other(serve, study):
+    nib.save(
+        nib.Nifti1Image(np.random.default_rng(0).random((32, 32, 8, 2), dtype=np.float32), np.eye(4)),
+        study / "series.nii.gz",
+    )
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(study / "broken.png")
+    (study / "broken.png").write_bytes(b"no picture")
+    client = serve(study)
+    refused(infer(client, "series"), 400, "series.nii.gz is no image for brain_age (2D network)", "channel")
+    refused(infer(client, "broken"), 400, "broken.png is no image for brain_age")
+    batch = client.post("/batch/infer/brain_age?run_sync=true", json={"device": "cpu", "max_workers": 1}).json()
+    assert "is no image for" in batch["series"]["error"]
+    assert sum("error" in result for result in batch.values()) == 2 and len(batch) == 26
+    counts = client.post("/scoring/predictions?run_sync=true", json={}).json()
+    assert counts == {"total": 26, "predicted": 26, "unusable": 2}
+    assert client.post("/activelearning/rare_cell", json={}).json()["id"].startswith("case")
+
+
+def test_a_volume_for_a_bundle_of_pictures_is_told(serve, study):
+    nib.save(
+        nib.Nifti1Image(np.random.default_rng(0).random((32, 32, 8), dtype=np.float32), np.eye(4)),
+        study / "volume.nii.gz",
+    )
+    client = serve(study, "pleural_effusion")
+    refused(infer(client, "volume", "pleural_effusion"), 400, "volume.nii.gz is no image for pleural_effusion (2D")
+
+
+@pytest.mark.parametrize(
+    ("keep", "request_", "parts"),
+    [
+        (lambda name: False, {}, ["2 or more classes of 'age_group' ('< 51', '> 57'), got 0 labels"]),
+        (lambda name: "y0" in name, {}, ["got 12 of '< 51' only"]),
+        (lambda name: name[:6] in ("case00", "case01"), {}, ["2 or more subjects of each"]),
+        (lambda name: True, {"max_epochs": 0}, ["expected epochs to be a whole number of 1 or more, got 0"]),
+        (lambda name: True, {"batch_size": "$__import__('os').abort()"}, ["expected batch_size to be a number"]),
+        (lambda name: True, {"sampling": "fair"}, ["expected sampling to be bundle, balanced or correlated"]),
+        (lambda name: True, {"val_split": 1}, ["expected val_split to lie between 0 and 1, got 1"]),
+    ],
+)
+def test_a_training_that_cannot_succeed_is_refused(keep, request_, parts, serve, study):
+    client = serve(study)
+    save_all(client, study, keep)
+    refused(client.post("/train/brain_age", json=request_), 400, *parts)
+
+
+def test_a_second_training_at_once_is_refused_unless_it_may_wait(serve, study, monkeypatch):
+    from monailabel.utils.async_tasks import utils
+
+    client = serve(study)
+    save_all(client, study)
+    for status in ("SUBMITTED", "RUNNING"):
+        monkeypatch.setitem(utils.background_tasks, "train", [{"status": status}])
+        refused(client.post("/train/brain_age", json=FAST), 429, "a training is already running")
+    started = []
+    monkeypatch.setattr(
+        "monailabel.utils.async_tasks.task.run_background_task", lambda *args: started.append(args) or {}
+    )
+    assert client.post("/train/brain_age?enqueue=true", json=FAST).status_code == 200
+    monkeypatch.setitem(utils.background_tasks, "train", [{"status": "DONE"}])
+    assert client.post("/train/brain_age", json=FAST).status_code == 200
+    assert len(started) == 2
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "labels/x", "..", "a\\b"])
+def test_names_that_leave_the_study_are_refused(name, serve, study, tmp_path):
+    client = serve(study)
+    (tmp_path / "outside.png").write_bytes((study / "case00_y0_z0.png").read_bytes())
+    before = sorted(tmp_path.rglob("*"))
+    refused(infer(client, name), 404, "there is no image")
+    refused(infer(client, str(tmp_path / "outside.png")), 404, "there is no image")
+    tricked = {"image": str(tmp_path / "outside.png"), "session": {}}
+    refused(infer(client, "case00_y0_z0", **tricked), 404, "there is no image")
+    refused(save(client, name, label_of("case00_y0_z0")), 404, "there is no image")
+    refused(save(client, "case00_y0_z0", label_of("case00_y0_z0"), tag=name), 400, "expected the name of a label's tag")
+    picture = {"file": ("x.png", (study / "case00_y0_z0.png").read_bytes())}
+    refused(client.put("/datastore/image", params={"image": name}, files=picture), 400, "expected the name of an image")
+    refused(client.delete("/datastore/image", params={"id": name}), 404, "there is no image")
+    assert client.get("/datastore/image", params={"image": name}).status_code == 404
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_image_can_be_added_and_removed(serve, study):
+    client = serve(study)
+    content = (study / "case00_y0_z0.png").read_bytes()
+    added = client.put("/datastore/image", params={"image": "new"}, files={"file": ("x.png", content)})
+    assert added.json() == {"image": "new"} and (study / "new.png").is_file()
+    assert infer(client, "new").status_code == 200
+    refused(client.put("/datastore/image?image=text", files={"file": ("x.txt", b"x")}), 400, "expected an image")
+    assert client.delete("/datastore/image", params={"id": "new"}).status_code == 200
+    assert not (study / "new.png").exists()
+
+
+def test_unknown_models_strategies_and_scores_are_told(serve, study):
+    client = serve(study)
+    refused(infer(client, "case00_y0_z0", "other"), 404, "there is no model 'other', only brain_age")
+    refused(client.post("/train/other", json={}), 404, "there is no model 'other'")
+    refused(client.post("/activelearning/other", json={}), 404, "there is no strategy 'other', only random, shortcut")
+    refused(client.post("/scoring/other", json={}), 404, "there is no method 'other', only predictions")
+
+
+@pytest.mark.parametrize(
+    ("conf", "error", "message"),
+    [
+        ({"models": "nothing"}, FileNotFoundError, "there is no bundle 'nothing' with configs/inference.json"),
+        ({"ckpt": "/nowhere.pt"}, FileNotFoundError, "there is no checkpoint /nowhere.pt"),
+        ({"options": {"imagesize": 3}}, ValueError, "has no option 'imagesize'"),
+        ({"options": {"feature_dim": 5}}, ValueError, "does not fit the network"),
+    ],
+)
+def test_what_cannot_be_served_is_told_at_the_start(conf, error, message, serve, study):
+    with pytest.raises(error, match=message):
+        serve(study, **conf)
