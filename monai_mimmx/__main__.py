@@ -23,7 +23,7 @@ from monai_mimmx.comparison import (
     write_comparison,
 )
 from monai_mimmx.comparison.methods import METHODS
-from monai_mimmx.evaluation.protocol import write_json
+from monai_mimmx.files import write_json, write_text
 from monai_mimmx.label import serve_label_app
 
 
@@ -161,7 +161,7 @@ def _write(output_dir: str | Path, docs: str | Path | None = None) -> tuple[str,
         Path(docs).mkdir(parents=True, exist_ok=True)
         write_json(Path(docs) / "rows.json", json.loads(page.with_name("rows.json").read_text(encoding="utf-8")))
         note = "Written by `python -m monai_mimmx report` from [rows.json](rows.json)."
-        (Path(docs) / "results.md").write_text(f"# Results\n\n{note}\n\n{tables}\n", encoding="utf-8")
+        write_text(Path(docs) / "results.md", f"# Results\n\n{note}\n\n{tables}\n")
     return tables, page
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 
 from monai_mimmx.comparison.tables import collect_rows, format_tables, make_tables, notes, row_title, summarise
-from monai_mimmx.evaluation.protocol import write_json
 from monai_mimmx.evaluation.scores import SUBSET_TITLES
+from monai_mimmx.files import replacing, write_json, write_text
 from monai_mimmx.handlers import read_history
 from monai_mimmx.report.figures import courses_figure, gap_figure, probe_figure, save_figures, strength_figure
 from monai_mimmx.report.page import html_table, picture, section, write_page
@@ -64,15 +64,17 @@ def write_comparison(
     folder = Path(folder)
     rows = collect_rows(folder)
     write_json(folder / "rows.json", rows)
-    (folder / "tables.md").write_text(format_tables(rows, published) + "\n", encoding="utf-8")
-    pd.json_normalize(rows).to_csv(folder / "rows.csv", index=False)
+    write_text(folder / "tables.md", format_tables(rows, published) + "\n")
+    with replacing(folder / "rows.csv") as part:
+        pd.json_normalize(rows).to_csv(part, index=False)
     title = title or f"Comparison of methods: {folder.resolve().name}"
     failed = [(row["name"], row["seed"], row["error"]) for row in rows if "error" in row]
     body = ""
     if len(failed) < len(rows):
         tables = {table.name: table for table in make_tables(rows, published)}
         for table in tables.values():
-            pd.DataFrame(table.lines, columns=table.header).to_csv(folder / f"table_{table.name}.csv", index=False)
+            with replacing(folder / f"table_{table.name}.csv") as part:
+                pd.DataFrame(table.lines, columns=table.header).to_csv(part, index=False)
         done = [row for row in rows if "error" not in row]
         runs = _first_runs(folder, done)
         figures = _figures(done, published, runs)

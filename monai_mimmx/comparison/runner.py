@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from monai_mimmx.data.cohort_folder import available_cpus
-from monai_mimmx.evaluation.protocol import write_json
+from monai_mimmx.files import write_json
 
 try:
     import fcntl

@@ -23,6 +23,7 @@ from monai_mimmx.evaluation.embedding import tsne
 from monai_mimmx.evaluation.predictions import Predictions, collect_predictions
 from monai_mimmx.evaluation.probes import probe_matrix
 from monai_mimmx.evaluation.scores import bootstrap_interval, cell_name, format_score_table, score_table
+from monai_mimmx.files import write_json
 from monai_mimmx.handlers import read_history
 from monai_mimmx.report import (
     accuracy_figure,
@@ -274,10 +275,3 @@ def load_model(network: nn.Module, path: Path) -> None:
             f"the checkpoint {path} does not fit the network; was it trained with the same tasks, feature_dim, "
             f"encoder and caw? {error}"
         ) from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON beside the target and rename, so that a reader never sees half of it."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from monai_mimmx.data import CachedImages, keep_batch
 from monai_mimmx.data.splits import cell_index
 from monai_mimmx.evaluation.protocol import load_model
+from monai_mimmx.files import replacing
 from monai_mimmx.networks import MIMMXNet
 
 __all__ = ["refit_last_layer"]
@@ -135,9 +136,8 @@ def refit_last_layer(
     coefficients, intercepts = (np.mean(parts, axis=0) for parts in zip(*fits, strict=True))
     weight = coefficients / scale
     _write(network, weight, intercepts - weight @ mean)
-    part = Path(checkpoint).with_name(Path(checkpoint).name + ".part")
-    torch.save(network.state_dict(), part)
-    part.replace(checkpoint)
+    with replacing(checkpoint) as part:
+        torch.save(network.state_dict(), part)
     return strength
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_mimmx.evaluation.scores import SUBSET_TITLES, verdict
+from monai_mimmx.files import write_text
 from monai_mimmx.report.html import EXPLAINED, _percent, _plain_value, _points, _row_name, _subsets
 
 __all__ = ["write_model_card"]
@@ -170,5 +171,5 @@ def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any],
     ]
     path = Path(folder) / "model_card.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
     return path

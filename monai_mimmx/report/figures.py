@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from monai_mimmx.evaluation.scores import SUBSET_TITLES
+from monai_mimmx.files import replacing
 
 __all__ = [
     "accuracy_figure",
@@ -484,5 +485,6 @@ def save_figures(figures: Mapping[str, Figure], folder: str | os.PathLike) -> li
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=150)
+        with replacing(paths[-1]) as part:
+            figure.savefig(part, format="png", dpi=150)
     return paths

@@ -7,12 +7,13 @@ from __future__ import annotations
 import base64
 import io
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from monai_mimmx.files import write_text
 
 __all__ = ["html_table", "picture", "section", "write_page"]
 
@@ -101,13 +102,5 @@ def write_page(folder: str | os.PathLike, body: str, *, title: str, subtitle: st
         f"<h1>{escape(title)}</h1><p class=sub>{escape(subtitle)}</p>\n{body}</body></html>\n"
     )
     path = folder / "report.html"
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".report-", suffix=".html")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_text(path, page)
     return path

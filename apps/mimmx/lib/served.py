@@ -13,18 +13,19 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 import monai_mimmx  # noqa: F401 (makes the components known to the parser)
+from monai_mimmx.bundle_folders import bundle_folders
 
 NEEDED = ("network_def", "preprocessing", "inferer", "parsed_tasks", "ckpt")
 
 
 def find_bundle(name: str, app_dir: str) -> Path:
     """
-    The folder of a bundle: a path, or the name of a folder in the app's `model/` or in `bundles/` beside `apps/`.
+    The folder of a bundle: a path, or the name of a folder in the app's `model/` or of a bundle that comes with the package.
 
     Raises:
         FileNotFoundError: none of these holds `configs/inference.json`.
     """
-    places = [Path(name), Path(app_dir) / "model" / name, Path(app_dir).resolve().parents[1] / "bundles" / name]
+    places = [Path(name), Path(app_dir) / "model" / name, *filter(None, [bundle_folders().get(name)])]
     for place in places if name else ():
         if (place / "configs" / "inference.json").is_file():
             return place.resolve()

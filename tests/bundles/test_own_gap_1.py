@@ -1,0 +1,73 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""A study made of a bundle by an overlay alone: the example's overlay on a table and images that the test makes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from monai.bundle import ConfigWorkflow
+from PIL import Image
+from runs import ROOT
+
+OVERLAY = ROOT.parent / "examples" / "own_table.json"
+ROWS, SCANNERS = 2400, ["Alpha", "Beta", "Gamma", "Gamma-2", "other"]
+
+
+@pytest.fixture(scope="module")
+def ward(tmp_path_factory):
+    """
+    A folder with the columns of the overlay. The age is the direction of stripes all over the image, the finding and
+    the scanner are bright corners.
+    """
+    folder, draw = tmp_path_factory.mktemp("ward"), np.random.default_rng(0)
+    finding, old = draw.integers(0, 2, (2, ROWS))
+    scanner = draw.choice(len(SCANNERS), ROWS, p=[0.3, 0.3, 0.2, 0.15, 0.05])
+    stripes = np.arange(16) // 2 % 2 - 0.5
+    images = draw.standard_normal((ROWS, 16, 16)) + np.where(old[:, None, None], stripes[:, None], stripes[None])
+    images[:, :4, :4] += 1.8 * finding[:, None, None]
+    images[:, -4:, -4:] += 2.0 * np.minimum(scanner, 2)[:, None, None]
+    files = [f"{number}.png" for number in range(ROWS)]
+    for file, image in zip(files, np.clip(images * 30 + 120, 0, 255).astype(np.uint8), strict=True):
+        Image.fromarray(image).save(folder / file)
+    table = pd.DataFrame({"file": files, "patient_id": draw.integers(0, ROWS, ROWS)})
+    table["report"] = np.where(finding, draw.choice(["effusion", "oedema"], ROWS), "normal")
+    table["age_years"] = np.where(old, draw.integers(65, 90, ROWS), draw.integers(20, 50, ROWS))
+    table["scanner"] = np.array(SCANNERS)[scanner]
+    table.to_csv(folder / "films.csv", index=False)
+    return folder
+
+
+@pytest.fixture
+def train(ward, tmp_path):
+    """The metrics of a training with the overlay, given more options."""
+
+    def run(**more):
+        made = ConfigWorkflow(
+            config_file=[str(ROOT / "pleural_effusion/configs/train.json"), str(OVERLAY)],
+            meta_file=str(ROOT / "pleural_effusion/configs/metadata.json"),
+            logging_file=False,
+            workflow_type="train",
+            bundle_root=str(ROOT / "pleural_effusion"),
+            table=str(ward / "films.csv"),
+            cache_dir=str(ward / "cache"),
+            output_dir=str(tmp_path / "_".join(map(str, more.values()))),
+            **{"image_size": 16, "batch_size": 25, "device": "cpu", "network_def#encoder": "four_conv"},
+            **more,
+        )
+        made.initialize()
+        made.run()
+        return json.loads(Path(made.parser.get_parsed_content("output_dir"), "metrics.json").read_text())
+
+    return run
+
+
+def test_an_overlay_alone_makes_a_study_and_finds_its_shortcut(train):
+    metrics = train(seed=1, method="baseline", epochs=12, refine_epochs=2)
+    assert metrics["task_names"] == ["finding", "age", "device"] and metrics["config"]["agreement"] == [0.9, "natural"]
+    assert metrics["classes"]["device"] == ["Alpha", "Beta", "Gamma / Gamma-2"]
+    assert any(reason.startswith("device='other'") for reason in metrics["excluded"])
+    assert metrics["n"]["train"] == sum(metrics["cells"]["train"].values())
+    print("GAP 1.8 1", metrics["drop_val_inv"], metrics["val"], metrics["inv"])
