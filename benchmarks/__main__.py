@@ -21,6 +21,8 @@ from typing import Any
 import monai
 import torch
 
+from monai_mimmx.report.page import markdown_table
+
 NAMES = ("mine_update", "epoch", "processes", "table_to_splits", "image_cache", "evaluation", "comparison_report")
 HERE = Path(__file__).parent
 
@@ -36,8 +38,7 @@ def format_tables(results: dict[str, Any]) -> str:
         parts.append(" ".join((importlib.import_module(f"benchmarks.{name}").__doc__ or "").split()))
         for rows in groups.values():
             keys = list(dict.fromkeys(key for row in rows for key in row))
-            lines = [keys, ["---"] * len(keys), *([_cell(row.get(key, "")) for key in keys] for row in rows)]
-            parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+            parts.append(markdown_table(keys, [[_cell(row.get(key, "")) for key in keys] for row in rows]))
     return "\n\n".join(parts).replace("_", " ") + "\n"
 
 

@@ -18,6 +18,7 @@ from scipy import stats
 from monai_mimmx.comparison.methods import METHODS
 from monai_mimmx.evaluation.scores import SUBSET_TITLES, verdict
 from monai_mimmx.losses.dependence import WITHOUT_DEPENDENCE
+from monai_mimmx.report.page import markdown_table
 
 __all__ = [
     "ScoreTable",
@@ -75,9 +76,7 @@ class ScoreTable:
 
     def markdown(self) -> str:
         """Heading, title and table as Markdown."""
-        rule = ["---", *["---:"] * (len(self.header) - 1)]
-        lines = ("| " + " | ".join(line) + " |" for line in [self.header, rule, *self.lines])
-        return f"## {self.heading}\n\n{self.title}\n\n" + "\n".join(lines)
+        return f"## {self.heading}\n\n{self.title}\n\n{markdown_table(self.header, self.lines)}"
 
 
 def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from monai_mimmx.evaluation.scores import SUBSET_TITLES, verdict
 from monai_mimmx.files import write_text
 from monai_mimmx.report.html import EXPLAINED, _percent, _plain_value, _points, _row_name, _subsets
+from monai_mimmx.report.page import markdown_table
 
 __all__ = ["write_model_card"]
 
@@ -25,12 +26,6 @@ FEW_POINTS = 0.05
 """A probe further above chance than this is told as a leak; the measure of `verdict`."""
 
 
-def _table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    cells = ([" ".join(str(cell).replace("|", "\\|").split()) for cell in line] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
 def _counts(metrics: Mapping[str, Any]) -> str:
     """The images of every cell in every subset."""
     cells = metrics.get("cells") or {}
@@ -38,14 +33,14 @@ def _counts(metrics: Mapping[str, Any]) -> str:
     rows = [[name, *(table.get(name, 0) for table in cells.values())] for name in names]
     total = [metrics.get("n", {}).get(subset, "–") for subset in cells]
     titles = [SUBSET_TITLES.get(subset, subset) for subset in cells]
-    return _table(["images", *titles], [["all", *total], *rows]) if cells else ""
+    return markdown_table(["images", *titles], [["all", *total], *rows]) if cells else ""
 
 
 def _trained_on(metrics: Mapping[str, Any]) -> list[str]:
     classes = metrics.get("classes") or {}
     excluded = metrics.get("excluded") or {}
     parts = [
-        _table(
+        markdown_table(
             ["task", "classes"],
             [
                 [_row_name(key, metrics), ", ".join(f"{i}: {name}" for i, name in enumerate(names))]
@@ -57,7 +52,7 @@ def _trained_on(metrics: Mapping[str, Any]) -> list[str]:
         f"Table: `{metrics['table']}`." if metrics.get("table") else "",
         _counts(metrics),
         "Left out, and therefore unknown to the model:\n\n"
-        + _table(["reason", "rows"], [(reason, count) for reason, count in excluded.items()])
+        + markdown_table(["reason", "rows"], [(reason, count) for reason, count in excluded.items()])
         if excluded
         else "",
         "The network learns from train; the epoch is chosen on select; probes are fitted on probe. Val has the correlation "
@@ -83,7 +78,7 @@ def _scores(metrics: Mapping[str, Any]) -> list[str]:
         groups = (worst.get(s) for s in subsets)
         told = (f"{_percent(g['accuracy'])} ({g['cell']}; {g['n']} images)" if g else "–" for g in groups)
         rows.append(["y, worst group", *told])
-    parts = [_table(["accuracy (%)", *(SUBSET_TITLES.get(s, s) for s in subsets)], rows)]
+    parts = [markdown_table(["accuracy (%)", *(SUBSET_TITLES.get(s, s) for s in subsets)], rows)]
     if (gap := metrics.get("drop_val_inv")) is not None:
         chance = (metrics.get("chance") or {}).get("bal", {}).get("y")
         word = verdict(gap, balanced=table.get("bal", {}).get("y"), chance=chance)
@@ -111,7 +106,7 @@ def _probes(metrics: Mapping[str, Any]) -> list[str]:
             columns = list(next(iter(matrix.values())))
             rows = [[block, *(_percent(row.get(column)) for column in columns)] for block, row in matrix.items()]
             rows.append(["chance", *(_percent((probes.get("chance") or {}).get(column)) for column in columns)])
-            parts.append(_table([f"{kind} probe (%)", *columns], rows))
+            parts.append(markdown_table([f"{kind} probe (%)", *columns], rows))
     if parts:
         leaks = _leaks(probes)
         told = (
@@ -164,7 +159,7 @@ def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any],
         "Figures": _scores(metrics),
         "Probes": _probes(metrics),
         "Limits": _limits(metrics),
-        "Settings": [_table(["option", "value"], settings)] if settings else [],
+        "Settings": [markdown_table(["option", "value"], settings)] if settings else [],
     }
     parts = [f"# Model card: {title}", told] + [
         part for name, content in sections.items() if content for part in (f"## {name}", *content)

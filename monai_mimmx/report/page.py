@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from monai_mimmx.files import write_text
 
-__all__ = ["html_table", "picture", "section", "write_page"]
+__all__ = ["html_table", "markdown_table", "picture", "section", "write_page"]
 
 STYLE = """
 :root { color-scheme: light; }
@@ -72,6 +72,21 @@ def html_table(
     header = "".join(f"<th scope=col>{escape(str(cell))}</th>" for cell in head)
     table = f'<table class="{kind}">{title}<thead><tr>{header}</tr></thead>\n<tbody>{body}</tbody></table>'
     return f"<div class=wide>{table}</div>\n"
+
+
+def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    r"""
+    A Markdown table: the first column left, numbers right; bars and line breaks inside a cell are made harmless.
+
+    Example:
+        >>> print(markdown_table(["cell", "images"], [["a|b", 3]]))
+        | cell | images |
+        | --- | ---: |
+        | a\|b | 3 |
+    """
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    cells = ([" ".join(str(cell).replace("|", "\\|").split()) for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _png(figure: Figure | bytes) -> bytes:
