@@ -289,7 +289,8 @@ class CorrelatedSplit:
         there = np.bincount(cells[cells >= 0], minlength=math.prod(used_classes)).reshape(conditional.shape)
         # Rounding gives a cell at least floor(floor(size / K) * p), hence this bound; the answer lies just below it.
         populated = conditional > 0
-        bound = np.floor((there[populated] + 1) / conditional[populated]).min() + 1
+        with np.errstate(over="ignore"):  # of a share next to nothing
+            bound = np.floor((there[populated] + 1) / conditional[populated]).min() + 1
         size = int(min(num_classes[0] * bound, (cells >= 0).sum()))
         while size > 0 and (compose(size) > there.ravel()).any():
             size -= 1

@@ -190,7 +190,7 @@ def parse_tasks(tasks: Sequence[Mapping[str, Any] | Task]) -> list[Task]:
         >>> [(task.name, task.num_classes) for task in tasks]
         [('age_group', 2), ('sex', 2)]
     """
-    if isinstance(tasks, str | Mapping):
+    if isinstance(tasks, str | Mapping) or not isinstance(tasks, Iterable):
         raise TypeError(f"expected a list of tasks, got {tasks!r}")
     parsed = [task if isinstance(task, Task) else _parse_task(task, index) for index, task in enumerate(tasks)]
     if len(parsed) < 2:

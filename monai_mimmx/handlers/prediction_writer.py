@@ -33,12 +33,17 @@ class AttentionInferer(SimpleInferer):
         return torch.cat([logits, attention], dim=1)
 
 
+def _harmless(text: str) -> str:
+    """The text, after an apostrophe where a spreadsheet would take it for a formula and run it."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 class PredictionWriter:
     """
     Write one CSV row per image: its path, the probability of every class of every task, and the attention weights.
 
     Rows are written as they come to ``<path>.part``, which takes the final name when the engine has completed; after a
-    failure it keeps the images done so far.
+    failure it keeps the images done so far. Text that begins as a spreadsheet's formula does gets an apostrophe in front.
 
     Args:
         path: the CSV file.
@@ -80,13 +85,13 @@ class PredictionWriter:
     def _start(self, engine: Engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._part().open("w", encoding="utf-8", newline="")
-        csv.writer(self._file).writerow(self.columns)
+        csv.writer(self._file).writerow(map(_harmless, self.columns))
 
     def _write(self, engine: Engine) -> None:
         rows = self.rows(engine.state.output[Keys.PRED])  # type: ignore[index, call-overload]
         paths: Mapping | Sequence = engine.state.batch[self.path_key]  # type: ignore[index, call-overload, assignment]
         csv.writer(self._file).writerows(  # type: ignore[arg-type]
-            [path, *(f"{value:.6f}" for value in row)] for path, row in zip(paths, rows, strict=True)
+            [_harmless(path), *(f"{value:.6f}" for value in row)] for path, row in zip(paths, rows, strict=True)
         )
         self._file.flush()  # type: ignore[union-attr]
 

@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -306,3 +308,17 @@ def test_the_log_says_where_the_images_are(frame, tmp_path, monkeypatch, caplog,
 def test_available_memory_is_plausible():
     available = cache._available_memory()
     assert available is None or 2**20 < available <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(picks=st.lists(st.lists(st.integers(0, 39), min_size=1, max_size=60), min_size=1, max_size=3), data=st.data())
+def test_no_item_gets_pixels_of_another_file(frame, tmp_path, picks, data):
+    subsets = {str(number): frame.iloc[rows].reset_index(drop=True) for number, rows in enumerate(picks)}
+    cached = cache_subsets(subsets, TASKS, READ, cache_dir=tmp_path / "cache", **OPTIONS)
+    for name, subset in subsets.items():
+        asked = data.draw(st.lists(st.integers(0, len(subset) - 1), min_size=1, max_size=10))
+        batch = cached[name].__getitems__(asked)
+        for place, item in enumerate(asked):
+            expected = READ({"image": subset["image"][item]})["image"]
+            assert torch.equal(batch["image"][place], torch.as_tensor(expected).float())
+            assert batch["label"][place].tolist() == subset[TASKS].iloc[item].tolist()

@@ -7,6 +7,8 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from monai_mimmx.data.splits import (
     SUBSETS,
@@ -206,6 +208,55 @@ def test_subsets_share_no_subject_across_partitions(seed, with_split):
         for factor in ("sex", "site"):
             share = (subsets[name]["sick"] == subsets[name][factor]).mean()
             assert share == pytest.approx(agree, abs=2.1 / len(subsets[name]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    classes=st.integers(2, 3),
+    factors=st.integers(1, 3),
+    subjects=st.integers(20, 300),
+    agreement=st.one_of(st.floats(0, 1), st.just("natural")),
+    with_split=st.booleans(),
+    missing=st.floats(0, 0.3),
+)
+def test_no_subject_leaks_and_compositions_hold_in_any_table(
+    seed, classes, factors, subjects, agreement, with_split, missing
+):
+    rng = np.random.default_rng(seed)
+    names = ["sick", "sex", "site", "coil"][: 1 + factors]
+    rules = [{"name": name, "column": name, "classes": [[k] for k in range(classes)]} for name in names]
+    owner = np.sort(rng.integers(0, subjects, int(rng.integers(subjects, 6 * subjects))))
+    frame = pd.DataFrame(rng.integers(0, classes, (len(owner), len(names))), columns=names)
+    frame[names[1:]] = frame[names[1:]].mask(rng.random((len(owner), factors)) < missing, -1)
+    frame = frame.assign(subject=owner.astype(str), image=[f"{i}.png" for i in range(len(owner))])
+    frame = frame.sample(frac=1, random_state=int(rng.integers(2**31)))
+    try:
+        if with_split:
+            frame["split"] = subject_partition(frame["subject"], seed=seed % 1000)
+        subsets = make_subsets(frame, parse_tasks(rules), agreement=agreement, seed=seed % 997)
+    except ValueError as error:
+        assert "cell" in str(error) or "rows" in str(error) or "subjects" in str(error)
+        return
+    owners = {part: set() for part in ("train", "val", "test")}
+    for name, subset in subsets.items():
+        part, kind = SUBSETS[name]
+        owners[part] |= set(subset["subject"])
+        assert not subset["image"].duplicated().any()
+        labels, size = subset[names].to_numpy(), len(subset)
+        assert np.ptp(np.bincount(labels[:, 0], minlength=classes)) <= 1
+        if kind == "balanced":
+            assert (labels >= 0).all()
+            cells = np.bincount(
+                np.ravel_multi_index(labels.T, (classes,) * len(names)), minlength=classes ** len(names)
+            )
+            assert np.ptp(cells) <= 2  # a rest of the rows of y, then a rest of the cells within it
+        elif agreement != "natural":
+            share = agreement if kind == "correlated" else 1 - agreement
+            for factor in range(1, 1 + factors):
+                agreeing = int((labels[:, 0] == labels[:, factor]).sum())
+                assert abs(agreeing - share * size) <= classes ** (1 + factors)  # each cell rounds by less than one row
+    assert not owners["train"] & owners["val"] and not (owners["train"] | owners["val"]) & owners["test"]
 
 
 def test_sizes_are_caps():

@@ -8,6 +8,8 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from monai_mimmx.data.tables import Task, parse_tasks, read_table
 
@@ -233,3 +235,48 @@ def test_large_table_is_vectorised(tmp_path):
 def test_class_names_are_written_as_people_do():
     tasks = parse_tasks([{"name": "a", "column": "a", "negative": [0, "x"], "positive": [1.0, 2.5]}, SEX])
     assert tasks[0].class_names == ["0 / x", "1 / 2.5"]
+
+
+JSON_VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-5, 99), st.floats(), st.text(max_size=8)),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)),
+    max_leaves=10,
+)
+TASK_LIKE = st.fixed_dictionaries(
+    {},
+    optional={"name": JSON_VALUES, "column": JSON_VALUES}
+    | {
+        key: st.one_of(JSON_VALUES, st.sampled_from(["< 51", "> 57", "9 - 1", "nan - 3", "<", ["F"]]))
+        for key in ("negative", "positive", "classes")
+    },
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(tasks=st.one_of(JSON_VALUES, st.lists(st.one_of(TASK_LIKE, JSON_VALUES), max_size=3)))
+def test_whatever_stands_in_the_config_is_parsed_or_refused_in_words(tasks):
+    try:
+        parsed = parse_tasks(tasks)
+    except (TypeError, ValueError) as error:
+        assert "expected" in str(error) or "name" in str(error) or "rule" in str(error), str(error)
+    else:
+        assert all(isinstance(task, Task) and task.num_classes >= 2 for task in parsed)
+
+
+CELLS = st.one_of(
+    st.sampled_from(["", "F", "M", "40", "60", "nan", "1e9", "=1+1", "-", "a.png", "<b>"]),
+    st.text("aé\t ;0-", max_size=5),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=st.lists(st.lists(CELLS, min_size=2, max_size=5), max_size=8))
+def test_any_text_in_a_table_is_read_or_refused_naming_the_file(tmp_path_factory, rows):
+    folder = tmp_path_factory.mktemp("table")
+    text = "image,subject,age,sex\n" + "".join(",".join(row) + "\n" for row in rows)
+    try:
+        frame = read_table(write(folder, text), (AGE, SEX), check_images=False)
+    except ValueError as error:
+        assert str(folder / "labels.csv") in str(error), str(error)
+    else:
+        assert frame["age_group"].isin([0, 1]).all() and frame["sex"].isin([-1, 0, 1]).all()

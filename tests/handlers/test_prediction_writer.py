@@ -50,3 +50,13 @@ def test_failure_keeps_what_was_done_under_another_name(tmp_path):
         engine.run(batches)
     assert not (tmp_path / "p.csv").exists()
     assert len((tmp_path / "p.csv.part").read_text().splitlines()) == 2
+
+
+def test_no_text_is_a_formula_for_a_spreadsheet(tmp_path):
+    engine, batches = engine_of([torch.zeros(1, 5)], ["=HYPERLINK(1).png"])
+    made = PredictionWriter(tmp_path / "p.csv", task_names=["@age", "sex"], class_names=[["young", "old"], ["f", "m"]])
+    made.attach(engine)
+    engine.run(batches)
+    (row,) = csv.DictReader((tmp_path / "p.csv").open())
+    assert row["image"] == "'=HYPERLINK(1).png" and "'@age: young" in row
+    assert not any(text.startswith(("=", "+", "-", "@")) for text in [*row, *row.values()])
