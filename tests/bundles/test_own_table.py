@@ -19,15 +19,15 @@ ROWS, SCANNERS = 2400, ["Alpha", "Beta", "Gamma", "Gamma-2", "other"]
 @pytest.fixture(scope="module")
 def ward(tmp_path_factory):
     """
-    A folder with the columns of the overlay. The age is the direction of stripes all over the image, the finding and
-    the scanner are bright corners.
+    A folder with the columns of the overlay. The age is the direction of stripes all over the image, the scanner a
+    bright corner, and the finding a corner so little brighter that the age is the easier way to the label.
     """
     folder, draw = tmp_path_factory.mktemp("ward"), np.random.default_rng(0)
     finding, old = draw.integers(0, 2, (2, ROWS))
     scanner = draw.choice(len(SCANNERS), ROWS, p=[0.3, 0.3, 0.2, 0.15, 0.05])
     stripes = np.arange(16) // 2 % 2 - 0.5
     images = draw.standard_normal((ROWS, 16, 16)) + np.where(old[:, None, None], stripes[:, None], stripes[None])
-    images[:, :4, :4] += 3.0 * finding[:, None, None]
+    images[:, :4, :4] += 0.5 * finding[:, None, None]
     images[:, -4:, -4:] += 2.0 * np.minimum(scanner, 2)[:, None, None]
     files = [f"{number}.png" for number in range(ROWS)]
     for file, image in zip(files, np.clip(images * 30 + 120, 0, 255).astype(np.uint8), strict=True):
@@ -55,6 +55,9 @@ def train(ward, tmp_path):
             cache_dir=str(ward / "cache"),
             output_dir=str(tmp_path / "_".join(map(str, more.values()))),
             **{"image_size": 16, "batch_size": 25, "device": "cpu", "network_def#encoder": "four_conv"},
+            **{
+                "train#prepare_batch#augment#transforms": []
+            },  # shifts and flips would move the corners of images this small
             **more,
         )
         made.initialize()
@@ -70,4 +73,4 @@ def test_an_overlay_alone_makes_a_study_and_finds_its_shortcut(train):
     assert metrics["classes"]["device"] == ["Alpha", "Beta", "Gamma / Gamma-2"]
     assert any(reason.startswith("device='other'") for reason in metrics["excluded"])
     assert metrics["n"]["train"] == sum(metrics["cells"]["train"].values())
-    assert metrics["drop_val_inv"] > 0.2
+    assert metrics["drop_val_inv"] > 0.4
