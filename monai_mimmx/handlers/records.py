@@ -46,7 +46,8 @@ class EpochRecorder:
     """
     Average the scalar outputs of a trainer over each epoch, write them as a row of a JSON lines file, and log one line.
 
-    Attach it AFTER the handler that runs the validation, whose metrics join the row as ``select_<metric>``.
+    Attach it AFTER the handler that runs the validation, whose metrics join the row as ``select_<metric>``, and BEFORE
+    handlers that log the trainer's metrics (`TensorBoardStatsHandler`, `MLFlowHandler`): the row becomes those.
 
     Args:
         path: the file to append to; ``None`` writes none. A training that starts at epoch 0 begins a new file.
@@ -118,6 +119,7 @@ class EpochRecorder:
             row |= {f"select_{key}": float(value) for key, value in self.evaluator.state.metrics.items()}
         row["seconds"] = time.perf_counter() - self._started
         self._durations.append(row["seconds"])
+        engine.state.metrics |= {key: value for key, value in row.items() if key != "epoch"}
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

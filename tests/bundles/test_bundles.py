@@ -13,13 +13,14 @@ import pytest
 import torch
 from monai.bundle import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 from runs import BUNDLES, NAMES, OWN, ROOT, options, train, workflow
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monai_mimmx.comparison import format_tables, read_published
 from monai_mimmx.comparison.methods import METHODS
 from monai_mimmx.engines import MIMMXTrainer
 from monai_mimmx.errors import root_cause
 from monai_mimmx.evaluation import ExperimentEvaluation
-from monai_mimmx.handlers import RobustAccuracy
+from monai_mimmx.handlers import RobustAccuracy, read_history
 
 IMAGES = (".nii", ".png", ".jpg")
 
@@ -58,6 +59,18 @@ def test_training_ends_with_the_evaluation(bundle, trained):
     assert isinstance(metrics["mi"], float)
     for name in ("report.html", "model_card.md", "accuracy.png", "tsne.png", "history.jsonl", "models/model.pt"):
         assert (output / name).stat().st_size > 100, name
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_tensorboard_shows_what_the_history_holds(bundle, trained):
+    output, _ = trained(bundle)
+    shown = EventAccumulator(str(output / "tensorboard")).Reload()
+    rows = read_history(output / "history.jsonl")
+    last = rows[-1]
+    assert {"loss_y", "mi", "gamma_y"} <= set(last) and set(last) - {"epoch"} <= set(shown.Tags()["scalars"])
+    for key in set(last) - {"epoch"}:
+        expected = [(row["epoch"], pytest.approx(row[key], rel=1e-6)) for row in rows if key in row]
+        assert [(event.step, event.value) for event in shown.Scalars(key)] == expected
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
@@ -276,6 +289,7 @@ def test_only_the_first_process_shows_and_records(bundle):
     parts = [part for part in ("train", "refine") if part in train]
     assert silent == [(part, name) for part in parts for name in ("ignite.handlers.ProgressBar", "EpochRecorder")]
     assert len(several["run"]) == len(train["run"]) + 1
+    assert several["tensorboard"] == f"$@rank == 0 and {train['tensorboard'][1:]}"
 
 
 @pytest.mark.parametrize("bundle", NAMES)

@@ -54,6 +54,16 @@ def test_rows_are_means_over_each_epoch(tmp_path):
     ]
 
 
+def test_the_row_becomes_the_trainers_metrics_for_loggers_behind(tmp_path):
+    seen = []
+    engine = trainer_of([1.0, 3.0, 5.0, 7.0])
+    EpochRecorder(tmp_path / "h.jsonl", task_names=("y", "sex")).attach(engine)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: seen.append(dict(engine.state.metrics)))
+    engine.run([torch.zeros(3), torch.zeros(3)], max_epochs=2)
+    assert [row["loss_y"] for row in seen] == [2.0, 6.0] and [row["mi"] for row in seen] == [1.0, 3.0]
+    assert all(isinstance(value, float) for row in seen for value in row.values())
+
+
 def test_a_second_engine_goes_on_in_the_same_file(tmp_path, caplog):
     run(tmp_path / "h.jsonl", [1.0, 3.0], 1)
     with caplog.at_level(logging.INFO, logger="monai_mimmx"):
