@@ -9,6 +9,7 @@ import datetime
 import json
 import logging
 import os
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,7 +126,7 @@ class EpochRecorder:
                 file.write(json.dumps(row) + "\n")
         max_epochs = self.after + (engine.state.max_epochs or engine.state.epoch)
         left = max_epochs - row["epoch"]
-        seconds_left = left * sum(self._durations) / len(self._durations)
+        seconds_left = left * statistics.median(self._durations)  # the first epoch may hold what is done once
         self.logger.info(self.describe(row, max_epochs, seconds_left))
 
     def describe(self, row: dict[str, Any], max_epochs: int | None = None, seconds_left: float = 0.0) -> str:
