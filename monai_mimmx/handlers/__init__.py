@@ -6,7 +6,7 @@ from monai_mimmx.handlers.checkpoints import RandomStates, best_so_far, latest_c
 from monai_mimmx.handlers.loss_scaling import DynamicLossScaling, loss_scaling_factors
 from monai_mimmx.handlers.metrics import CellBalancedAccuracy, RobustAccuracy, head_accuracies, head_output
 from monai_mimmx.handlers.prediction_writer import AttentionInferer, PredictionWriter
-from monai_mimmx.handlers.records import EpochRecorder, read_history
+from monai_mimmx.handlers.records import EpochRecorder, has_tensorboard, read_history
 from monai_mimmx.handlers.weight_averaging import WeightAveraging
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "RobustAccuracy",
     "WeightAveraging",
     "best_so_far",
+    "has_tensorboard",
     "head_accuracies",
     "head_output",
     "latest_checkpoint",

@@ -16,9 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
+from monai.utils import optional_import
 from torch import Tensor
 
-__all__ = ["EpochRecorder", "read_history"]
+__all__ = ["EpochRecorder", "has_tensorboard", "read_history"]
+
+
+def has_tensorboard() -> bool:
+    """Whether TensorBoard is installed, which MONAI's `TensorBoardStatsHandler` needs; for bundle configs."""
+    return bool(optional_import("tensorboard")[1])
 
 
 def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
