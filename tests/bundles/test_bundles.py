@@ -3,6 +3,7 @@
 """Each bundle, whole, at tiny size: train, evaluate, resume, infer, verify, export."""
 
 import csv
+import inspect
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import sys
 import pytest
 import torch
 from monai.bundle import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
+from monai.handlers import MLFlowHandler
 from runs import BUNDLES, NAMES, OWN, ROOT, options, train, workflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -71,6 +73,18 @@ def test_tensorboard_shows_what_the_history_holds(bundle, trained):
     for key in set(last) - {"epoch"}:
         expected = [(row["epoch"], pytest.approx(row[key], rel=1e-6)) for row in rows if key in row]
         assert [(event.step, event.value) for event in shown.Scalars(key)] == expected
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_the_settings_for_mlflow_name_what_the_bundle_has(bundle):
+    settings = json.loads((ROOT.parent / "examples/mlflow.json").read_text())
+    config = json.loads((ROOT / bundle / "configs/train.json").read_text())
+    for path in settings["handlers_id"]["trainer"].values():
+        part, name = path.split("#")
+        assert name in config[part]
+    handler = settings["configs"]["trainer"]
+    assert set(inspect.signature(MLFlowHandler.__init__).parameters) > set(handler) - {"_target_", "_disabled_"}
+    assert handler["experiment_param"][1:] in config
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
