@@ -330,11 +330,14 @@ def test_properties_are_complete(bundle, folders, tmp_path):
     assert not made.check_properties()
 
 
-@pytest.mark.parametrize("docs", [path.parent for path in ROOT.glob("*/docs/rows.json")], ids=lambda p: p.parent.name)
-def test_results_are_what_the_rows_say(docs):
-    rows = json.loads((docs / "rows.json").read_text())
-    published = read_published(docs / "published.json") if (docs / "published.json").is_file() else []
-    assert format_tables(rows, published) in (docs / "results.md").read_text()
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*/docs/**/rows.json")), ids=lambda path: path.parts[-3])
+def test_results_are_what_the_rows_say(path):
+    rows = json.loads(path.read_text())
+    published = next(
+        (folder / "published.json" for folder in path.parents if (folder / "published.json").is_file()), None
+    )
+    figures = read_published(published) if published else []
+    assert format_tables(rows, figures) in path.with_name("results.md").read_text()
     assert len(rows) == len({(row["name"], row["seed"], row["agreement"]) for row in rows})
 
 
