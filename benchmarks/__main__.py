@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import platform
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import monai
 import torch
 
+from monai_mimmx.files import write_json, write_text
 from monai_mimmx.report.page import markdown_table
 
 NAMES = ("mine_update", "epoch", "processes", "table_to_splits", "image_cache", "evaluation", "comparison_report")
@@ -83,8 +83,8 @@ def main() -> None:
         print(f"{name} ...", flush=True)
         results["benchmarks"][name] = importlib.import_module(f"benchmarks.{name}").measure(options.quick)
         # After each, so that what was measured is not lost.
-        (options.output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        (options.output_dir / "results.md").write_text(format_tables(results), encoding="utf-8")
+        write_json(options.output_dir / "results.json", results)
+        write_text(options.output_dir / "results.md", format_tables(results))
     print(format_tables(results))
 
 
