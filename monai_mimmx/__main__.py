@@ -23,6 +23,7 @@ from monai_mimmx.comparison import (
     write_comparison,
 )
 from monai_mimmx.comparison.methods import METHODS
+from monai_mimmx.comparison.runner import read_run
 from monai_mimmx.files import write_json, write_text
 from monai_mimmx.label import serve_label_app
 
@@ -147,7 +148,7 @@ def _published(output_dir: str | Path, docs: str | Path | None) -> list[dict[str
     named = [Path(output_dir)] if docs is None else [Path(docs), Path(output_dir)]
     folders = [folder for path in named for folder in (path, path.resolve().parent)]
     for path in Path(output_dir).rglob("run.json"):
-        folders.append(Path(json.loads(path.read_text(encoding="utf-8")).get("bundle", "")) / "docs")
+        folders.append(Path(read_run(path).get("bundle", "")) / "docs")
         break
     found = [folder / "published.json" for folder in folders if (folder / "published.json").is_file()]
     return read_published(found[0]) if found else []
@@ -198,6 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if not run.is_finished:
                     print(shlex.join(run.command))
             return 0
+        for told in dict.fromkeys(f"{' and '.join(run.aliases)}: as {run.name} here" for run in runs if run.aliases):
+            print(f"{told}, trained once")
         counts = execute_runs(runs, jobs=options.jobs)
         tables, page = _write(options.output_dir)
         print(f"\n{tables}\n\nreport: {page}")

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -13,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from monai_mimmx.comparison.runner import read_run
 from monai_mimmx.comparison.tables import collect_rows, format_tables, make_tables, notes, row_title, summarise
 from monai_mimmx.evaluation.scores import SUBSET_TITLES
 from monai_mimmx.files import replacing, write_json, write_text
@@ -63,35 +63,37 @@ def write_comparison(
     """
     folder = Path(folder)
     rows = collect_rows(folder)
+    done = [row for row in rows if "error" not in row]
+    tables = make_tables(rows, published) if done else []
     write_json(folder / "rows.json", rows)
-    write_text(folder / "tables.md", format_tables(rows, published) + "\n")
+    write_text(folder / "tables.md", format_tables(rows, published, tables) + "\n")
     with replacing(folder / "rows.csv") as part:
         pd.json_normalize(rows).to_csv(part, index=False)
     title = title or f"Comparison of methods: {folder.resolve().name}"
-    failed = [(row["name"], row["seed"], row["error"]) for row in rows if "error" in row]
+    own = [row for row in rows if "same_as" not in row]
+    failed = [(row_title(row), row["seed"], row["error"]) for row in own if "error" in row]
     body = ""
-    if len(failed) < len(rows):
-        tables = {table.name: table for table in make_tables(rows, published)}
-        for table in tables.values():
+    if done:
+        for table in tables:
             with replacing(folder / f"table_{table.name}.csv") as part:
                 pd.DataFrame(table.lines, columns=table.header).to_csv(part, index=False)
-        done = [row for row in rows if "error" not in row]
         runs = _first_runs(folder, done)
-        figures = _figures(done, published, runs)
+        figures = _figures([row for row in done if "same_as" not in row], published, runs)
         paths = save_figures(figures, folder)
         pictures = {path.stem: picture(path.stem, path.read_bytes(), CAPTIONS[path.stem]) for path in paths}
         body += "".join(f"<p>{escape(note)}</p>" for note in notes(rows, published))
-        after = {"summary": "gaps", "accuracy": "strength", "probes": "leaks"}
-        for name, table in tables.items():
-            body += section(table.heading, table.title) + html_table(table.header, table.lines)
-            body += pictures.get(after.get(name, ""), "")
+        after = {"summary": "gaps", "accuracy": "strength", "probes_linear": "leaks"}
+        for table in tables:
+            kind = "words" if table.name == "summary" else ""
+            body += section(table.heading, table.title) + html_table(table.header, table.lines, kind=kind)
+            body += pictures.get(after.get(table.name, ""), "")
         if "courses" in pictures:
             body += section("Training", "") + pictures["courses"]
         body += _single_runs(runs)
     if failed:
         body += section("Failed runs", "Their last line; log.txt in the run's folder holds all that it printed.")
         body += html_table(["method", "seed", "error"], failed, kind="settings")
-    counts = f"{len(rows) - len(failed)} runs finished, {len(failed)} failed"
+    counts = f"{len(own) - len(failed)} runs finished, {len(failed)} failed"
     return write_page(folder, body, title=title, subtitle=counts)
 
 
@@ -148,7 +150,7 @@ def _first_runs(folder: Path, done: Sequence[Mapping[str, Any]]) -> dict[str, tu
     """Each method (and agreement) to its lowest seed and that run's folder, where the folder is there."""
     folders = {}
     for path in folder.rglob("run.json"):
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = read_run(path)
         folders[run["name"], run["options"].get("agreement"), run["seed"]] = path.parent
     first: dict[str, tuple[int, Path]] = {}
     for row in sorted(done, key=lambda row: row["seed"]):

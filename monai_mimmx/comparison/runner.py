@@ -12,14 +12,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from monai.bundle import ConfigParser
 from tqdm import tqdm
 
 from monai_mimmx.data.cohort_folder import available_cpus
+from monai_mimmx.errors import root_cause
 from monai_mimmx.files import write_json
 
 try:
@@ -27,7 +30,41 @@ try:
 except ImportError:  # pragma: no cover - Windows has no such lock: there, do not run one folder twice at once
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["PlannedRun", "plan_runs", "execute_runs"]
+__all__ = ["PlannedRun", "execute_runs", "plan_runs", "read_metrics", "read_run"]
+
+NEEDED = ("accuracy", "config", "n", "probes", "seconds", "task_names", "version")
+"""What a finished run's metrics hold at least."""
+
+
+def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """
+    What a run is: the content of its `run.json`.
+
+    Raises:
+        ValueError: the file is not whole.
+    """
+    return _read(Path(path), ("name", "seed", "options"))
+
+
+def read_metrics(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """
+    What a run measured: the content of its `metrics.json`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is not whole, or lacks what the tables need.
+    """
+    return _read(Path(path), NEEDED)
+
+
+def _read(path: Path, needed: Sequence[str]) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not whole ({error}): remove it, and compare runs it again") from error
+    if missing := [key for key in needed if not isinstance(content, dict) or key not in content]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: remove it, and compare runs it again")
+    return content
 
 
 @dataclass(frozen=True)
@@ -41,6 +78,7 @@ class PlannedRun:
         folder: its `output_dir`.
         options: everything that is given to the bundle.
         command: the process that runs it.
+        aliases: further names of the row, whose options the bundle resolves to the same values.
 
     Example:
         >>> run = PlannedRun("rebalance", 0, Path("out/rebalance/seed_0"), {"seed": 0}, ("python", "-c", "pass"))
@@ -53,6 +91,7 @@ class PlannedRun:
     folder: Path
     options: Mapping[str, Any]
     command: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
 
     @property
     def config_file(self) -> str:
@@ -72,8 +111,8 @@ class PlannedRun:
     def is_finished(self) -> bool:
         """Whether the run ended with its evaluation, and left whole metrics."""
         try:
-            json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+            read_metrics(self.folder / "metrics.json")
+        except (FileNotFoundError, ValueError):
             return False
         return True
 
@@ -91,6 +130,9 @@ def plan_runs(
     """
     All runs of a comparison, seed by seed, so that every row has something early.
 
+    Methods whose options the bundle resolves to the same values, such as its default and the same spelled out, are one
+    run: of the first of them, or of the one that is finished; the others are its aliases.
+
     Args:
         bundle: folder of the bundle.
         methods: name to bundle options, such as `method_options` gives.
@@ -102,7 +144,7 @@ def plan_runs(
 
     Raises:
         FileNotFoundError: if the bundle has no `configs/train.json`, or an overlay is missing.
-        ValueError: for no seed, a seed twice, or options that the comparison itself sets.
+        ValueError: for no seed, a seed twice, options that the comparison itself sets, or that the config cannot resolve.
 
     Example:
         `plan_runs("bundles/brain_age", method_options(), seeds=range(3), output_dir="out")`
@@ -120,23 +162,55 @@ def plan_runs(
         raise ValueError(f"the comparison sets {', '.join(clash)} itself: leave it out of the bundle's options")
     if agreements and "agreement" in (options or {}):
         raise ValueError("agreement is given both as a sweep and as an option of the bundle")
+
+    def planned(name: str, seed: int, agreement: float | None) -> PlannedRun:
+        sweep = {} if agreement is None else {"agreement": float(agreement)}
+        folder = output / name / ("" if agreement is None else f"agreement_{agreement:g}") / f"seed_{seed}"
+        given = {**(options or {}), **methods[name], **sweep, "seed": seed}
+        command = [
+            *(sys.executable, "-m", "monai.bundle", "run"),
+            *("--config_file", str(files[0]) if len(files) == 1 else str([str(file) for file in files])),
+            *("--logging_file", str(root / "configs" / "logging.conf")),
+            *("--bundle_root", str(root), "--output_dir", str(folder)),
+        ]
+        for key, value in given.items():
+            command += [f"--{key}", value if isinstance(value, str) else repr(value)]
+        return PlannedRun(name, seed, folder, given, tuple(command))
+
     runs = []
     for seed in seeds:
-        for name, own in methods.items():
+        for names in same_settings(files, methods, options or {}):
             for agreement in agreements or (None,):
-                sweep = {} if agreement is None else {"agreement": float(agreement)}
-                folder = output / name / ("" if agreement is None else f"agreement_{agreement:g}") / f"seed_{seed}"
-                given = {**(options or {}), **own, **sweep, "seed": seed}
-                command = [
-                    *(sys.executable, "-m", "monai.bundle", "run"),
-                    *("--config_file", str(files[0]) if len(files) == 1 else str([str(file) for file in files])),
-                    *("--logging_file", str(root / "configs" / "logging.conf")),
-                    *("--bundle_root", str(root), "--output_dir", str(folder)),
-                ]
-                for key, value in given.items():
-                    command += [f"--{key}", value if isinstance(value, str) else repr(value)]
-                runs.append(PlannedRun(name, seed, folder, given, tuple(command)))
+                same = [planned(name, seed, agreement) for name in names]
+                run = next((run for run in same if run.is_finished), same[0])
+                runs.append(replace(run, aliases=tuple(name for name in names if name != run.name)))
     return runs
+
+
+def same_settings(
+    files: Sequence[Path], methods: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]
+) -> list[list[str]]:
+    """
+    The names of the methods, those together whose options the config resolves to the same values.
+
+    Everything else in a config follows from the options and what all methods share, so they train the same network.
+
+    Raises:
+        ValueError: an option that the config cannot resolve.
+    """
+    config = ConfigParser.load_config_files([str(file) for file in files])
+    keys = list(dict.fromkeys(key for own in methods.values() for key in own))
+    groups: dict[tuple[str | None, ...], list[str]] = {}
+    for name, own in methods.items():
+        parser = ConfigParser(deepcopy(config))
+        parser.update({**options, **own})
+        try:
+            found = (parser.get_parsed_content(key, instantiate=False) if key in parser else None for key in keys)
+            values = tuple(None if value is None else repr(value) for value in found)
+        except Exception as error:  # whatever an expression raises
+            raise ValueError(f"{files[0]} cannot resolve the options of {name}: {root_cause(error)}") from error
+        groups.setdefault(values, []).append(name)
+    return list(groups.values())
 
 
 def execute_runs(
@@ -160,7 +234,8 @@ def execute_runs(
         How many runs are "finished", "skipped" (they were already), "failed" and "elsewhere".
 
     Raises:
-        ValueError: if `jobs` is below 1, or a run's folder holds a run with other options or config files.
+        ValueError: if `jobs` is below 1, or a run's folder holds a run with other options or config files, or a `run.json`
+            that is not whole.
 
     Example:
         >>> execute_runs([], progress=False)
@@ -170,8 +245,8 @@ def execute_runs(
         raise ValueError(f"expected jobs of 1 or more, got {jobs}")
     for run in runs:
         _check_same(run)
-        if run.is_finished and not (run.folder / "run.json").exists():
-            _record(run)  # its command was run by itself
+        if run.is_finished and not _is_recorded(run):
+            _record(run)  # its command was run by itself, or for fewer names
     waiting = [run for run in runs if not run.is_finished]
     counts = {"finished": 0, "skipped": len(runs) - len(waiting), "failed": 0, "elsewhere": 0}
     report = report or tqdm.write
@@ -196,16 +271,22 @@ def execute_runs(
 
 
 def _check_same(run: PlannedRun) -> None:
+    """Raise where the run's folder holds another one."""
     path = run.folder / "run.json"
-    if not path.is_file():
-        return
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    if (files := stored.get("config_file", run.config_file)) != run.config_file:
-        raise ValueError(f"{run.folder} holds a run of {files}, not of {run.config_file}: name another output_dir")
-    before = stored["options"]
     now = json.loads(json.dumps(dict(run.options)))
-    if before != now:
+    if path.is_file():
+        stored = read_run(path)
+        if (files := stored.get("config_file", run.config_file)) != run.config_file:
+            raise ValueError(f"{run.folder} holds a run of {files}, not of {run.config_file}: name another output_dir")
+        before = stored["options"]
         keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+    elif run.is_finished:  # by its command alone: there are only the values that it resolved
+        before = read_metrics(run.folder / "metrics.json")["config"]
+        plain = {key: value for key, value in now.items() if not str(value).startswith(("$", "@"))}
+        keys = sorted(key for key in {*before} & {*plain} if before[key] != plain[key])
+    else:
+        return
+    if keys:
         told = ", ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys)
         raise ValueError(f"{run.folder} holds a run with other options ({told}): name another output_dir")
 
@@ -213,7 +294,12 @@ def _check_same(run: PlannedRun) -> None:
 def _record(run: PlannedRun) -> None:
     """Write what the run is, for the tables and for `_check_same`."""
     content = {"name": run.name, "seed": run.seed, "bundle": run.bundle, "config_file": run.config_file}
-    write_json(run.folder / "run.json", {**content, "options": dict(run.options)})
+    write_json(run.folder / "run.json", {**content, "options": dict(run.options), "aliases": list(run.aliases)})
+
+
+def _is_recorded(run: PlannedRun) -> bool:
+    path = run.folder / "run.json"
+    return path.is_file() and {*run.aliases} <= {*read_run(path).get("aliases", ())}
 
 
 def _run(run: PlannedRun, jobs: int, places: list[int], processes: set[subprocess.Popen]) -> tuple[str, str]:
@@ -248,7 +334,7 @@ def _run(run: PlannedRun, jobs: int, places: list[int], processes: set[subproces
         places.append(place)
         seconds = time.perf_counter() - started
     if status == 0 and run.is_finished:
-        accuracy = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))["accuracy"]
+        accuracy = read_metrics(run.folder / "metrics.json")["accuracy"]
         figures = " ".join(f"{subset} {100 * accuracy[subset]['y']:.1f}" for subset in accuracy)
         return "finished", f"y {figures} % | {seconds:.0f} s"
     lines = (run.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()

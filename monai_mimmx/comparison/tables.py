@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 from scipy import stats
 
 from monai_mimmx.comparison.methods import METHODS
+from monai_mimmx.comparison.runner import read_metrics, read_run
 from monai_mimmx.evaluation.scores import SUBSET_TITLES, verdict
 from monai_mimmx.losses.dependence import WITHOUT_DEPENDENCE
 from monai_mimmx.report.page import markdown_table
@@ -37,6 +40,9 @@ KEPT = (
     "worst_group",
     "cell_balanced_accuracy",
     "drop_val_inv",
+    "drop_val_inv_interval",
+    "interval",
+    "switched_labels",
     "probe",
     "probes",
     "mi",
@@ -87,9 +93,10 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         folder: the comparison's `output_dir`; or one that only holds the `rows.json` of a comparison.
 
     Returns:
-        Rows with "name", "seed", "agreement" (None: the bundle's own), "config", "seconds", "version" and the scores
-        as in `metrics.json`; of a failed run "name", "seed", "agreement" and "error", its last line. A run whose
-        `metrics.json` cannot be read is a failed one.
+        Rows with "name", "seed", "agreement" (None: the bundle's own), "config", "seconds", "version", "commit" and the
+        scores as in `metrics.json`; of a failed run "name", "seed", "agreement" and "error", its last line. A run whose
+        `metrics.json` cannot be read is a failed one. A method that was not run because it is the same setting as another
+        has that one's rows, with its name in "same_as".
 
     Raises:
         FileNotFoundError: if there is no run.
@@ -98,31 +105,46 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         `rows = collect_rows("out/brain_age")`
     """
     planned = sorted(Path(folder).rglob("run.json"))
-    if not planned and (Path(folder) / "rows.json").is_file():
-        return json.loads((Path(folder) / "rows.json").read_text(encoding="utf-8"))
+    recorded = Path(folder) / "rows.json"
+    if not planned and recorded.is_file():
+        try:
+            return json.loads(recorded.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{recorded} is not whole: {error}") from error
+    runs = [(path, read_run(path)) for path in planned]
+    own = {(run["name"], run["options"].get("agreement"), run["seed"]) for _, run in runs}
     rows = []
-    for path in planned:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        row = {"name": run["name"], "seed": run["seed"], "agreement": run["options"].get("agreement")}
-        metrics_file, error_file = path.with_name("metrics.json"), path.with_name("error.json")
-        if metrics_file.is_file():
-            try:
-                metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
-            except json.JSONDecodeError as error:
-                rows.append(row | {"error": f"{metrics_file} is not whole ({error}); compare runs it again"})
-                continue
-            config = {key: value for key, value in metrics["config"].items() if key not in ("output_dir", "device")}
-            row |= {"task_names": metrics["task_names"], "n": metrics["n"], "version": metrics["version"]}
-            row |= {"config": config, "seconds": metrics["seconds"], **{key: metrics.get(key) for key in KEPT}}
-        elif error_file.is_file():
-            lines = json.loads(error_file.read_text(encoding="utf-8"))["lines"]
-            row["error"] = lines[-1] if lines else "no output"
-        else:
+    for path, run in runs:
+        agreement = run["options"].get("agreement")
+        scores = _scores(path.parent)
+        if scores is None:
             continue
+        row = {"name": run["name"], "seed": run["seed"], "agreement": agreement, **scores}
         rows.append(row)
+        rows += [
+            {**row, "name": name, "same_as": run["name"]}
+            for name in run.get("aliases", ())
+            if (name, agreement, run["seed"]) not in own
+        ]
     if not rows:
         raise FileNotFoundError(f"there is no finished run below {folder}")
     return sorted(rows, key=lambda row: (_place(row["name"]), row["agreement"] or 0, row["seed"]))
+
+
+def _scores(folder: Path) -> dict[str, Any] | None:
+    """What a run has for its row: its scores, or its error; nothing while it goes on."""
+    try:
+        metrics = read_metrics(folder / "metrics.json")
+    except ValueError as error:
+        return {"error": str(error)}
+    except FileNotFoundError:
+        if not (folder / "error.json").is_file():
+            return None
+        lines = json.loads((folder / "error.json").read_text(encoding="utf-8"))["lines"]
+        return {"error": lines[-1] if lines else "no output"}
+    config = {key: value for key, value in metrics["config"].items() if key not in ("output_dir", "device")}
+    about = {key: metrics.get(key) for key in ("task_names", "n", "version", "commit")}
+    return {**about, "config": config, "seconds": metrics["seconds"], **{key: metrics.get(key) for key in KEPT}}
 
 
 def _place(name: str) -> int:
@@ -272,9 +294,9 @@ def make_tables(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[s
         published: of `read_published`; each stands below the row of the same name.
 
     Returns:
-        "summary", "accuracy", "probes", and, where there is something to show, "ranking" (AUROC, balanced accuracy,
-        worst group), "ablation" (Dynamic Loss Scaling and Confounder Attention Weighter), "differences" (to
-        rebalancing, or else the baseline, with the same seed).
+        "summary", "accuracy", "probes_linear", and, where there is something to show, "ranking" (AUROC, balanced accuracy,
+        worst group), "probes_knn", "switched" (labels), "ablation" (Dynamic Loss Scaling and Confounder Attention
+        Weighter), "differences" (to rebalancing, or else the baseline, with the same seed).
 
     Raises:
         ValueError: if no run finished.
@@ -298,27 +320,41 @@ def make_tables(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[s
         _summary(summaries, tasks, chance, {row["name"]: row.get("config") or {} for row in done}),
         _accuracies(both, tasks),
         _ranking(summaries),
-        _probes(both, tasks, chance),
+        _matrix(
+            both, tasks, chance, ("probes", "linear"), "Disentanglement", "fresh linear probes read from each block"
+        ),
+        _matrix(
+            both, tasks, chance, ("probes", "knn"), "Disentanglement, kNN", "fresh kNN probes read from each block"
+        ),
+        _matrix(
+            summaries, tasks, chance, ("switched_labels", "bal"), "Switched labels", "each block's own head scores"
+        ),
         _ablation(summaries, beside),
         _differences(done),
     ]
     return [table for table in tables if table is not None]
 
 
-def format_tables(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]] = ()) -> str:
+def format_tables(
+    rows: Sequence[Mapping[str, Any]],
+    published: Sequence[Mapping[str, Any]] = (),
+    tables: Sequence[ScoreTable] | None = None,
+) -> str:
     """
-    The comparison as Markdown: `make_tables`, what it was measured on, and the failed runs by name.
+    The comparison as Markdown: its tables, what it was measured on, and the failed runs by name.
 
     Args:
         rows: of `collect_rows`.
         published: of `read_published`.
+        tables: of `make_tables`, where they are made already.
 
     Example:
         `print(format_tables(collect_rows("out/brain_age")))`
     """
     if all("error" in row for row in rows):
         return "No run finished: " + "; ".join(f"{row['name']} seed {row['seed']}: {row['error']}" for row in rows)
-    parts = notes(rows, published) + [table.markdown() for table in make_tables(rows, published)]
+    tables = make_tables(rows, published) if tables is None else tables
+    parts = notes(rows, published) + [table.markdown() for table in tables]
     failed = [f"{row['name']} seed {row['seed']}: {row['error']}" for row in rows if "error" in row]
     if failed:
         parts.append("Failed runs: " + "; ".join(failed))
@@ -326,7 +362,10 @@ def format_tables(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping
 
 
 def notes(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]] = ()) -> list[str]:
-    """What a reader of the tables must know: sizes, missing intervals, mixed versions, the source of published rows."""
+    """
+    What a reader of the tables must know: sizes, missing intervals, methods that are one setting, runs that may not be
+    comparable, the source of published rows.
+    """
     done = [row for row in rows if "error" not in row]
     sizes: dict[str, list[str]] = {}
     for row in done:
@@ -335,16 +374,33 @@ def notes(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, An
     for size, names in sizes.items():
         which = "" if len(sizes) == 1 else f" ({', '.join(dict.fromkeys(names))})"
         told.append(f"Measured{which}: {size}.")
-    if any(summary["seeds"] == 1 for summary in summarise(rows)):
+    if 1 in Counter((row["name"], row.get("agreement")) for row in done).values():
         told.append("A method with one seed has no interval.")
-    if len(versions := sorted({str(row.get("version")) for row in done})) > 1:
-        told.append(f"The runs are of different versions, {', '.join(versions)}: they may not be comparable.")
+    told += [f"{' and '.join(names)} are the same setting here, so their rows are the same." for names in _same(done)]
+    if len(tasks := sorted({", ".join(row["task_names"]) for row in done})) > 1:
+        told.append(f"The runs are of different tasks, {'; '.join(tasks)}: give each bundle an output_dir of its own.")
+    for what in ("version", "commit"):
+        if len(made := sorted({str(row[what]) for row in done if row.get(what)})) > 1:
+            shown = ", ".join(re.sub(r"(?<=[0-9a-f]{12})[0-9a-f]+", "", name) for name in made)
+            told.append(f"The runs are of different {what}s, {shown}: they may not be comparable.")
     seen = {row["name"] for row in done}
     told += [
         f"Rows marked as published: {source}."
         for source in dict.fromkeys(row["source"] for row in published if row["name"] in seen)
     ]
     return told
+
+
+def _same(done: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Methods with equal settings and scores in all runs, each group as the list of its names."""
+    runs: dict[str, list[Any]] = {}
+    for row in done:
+        if row.get("config"):
+            runs.setdefault(row["name"], []).append([row[key] for key in ("seed", "agreement", "config", "accuracy")])
+    groups: dict[str, list[str]] = {}
+    for name, content in runs.items():
+        groups.setdefault(json.dumps(content, sort_keys=True), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
 
 
 def _size(row: Mapping[str, Any]) -> str:
@@ -453,22 +509,29 @@ def _ranking(summaries: Sequence[Mapping[str, Any]]) -> ScoreTable | None:
     )
 
 
-def _probes(summaries: Sequence[Mapping[str, Any]], tasks: Sequence[str], chance: Mapping[str, float]) -> ScoreTable:
-    pairs = [(a, b) for a in tasks for b in tasks if a != b]
+def _matrix(
+    summaries: Sequence[Mapping[str, Any]],
+    tasks: Sequence[str],
+    chance: Mapping[str, float],
+    path: tuple[str, str],
+    heading: str,
+    what: str,
+) -> ScoreTable | None:
+    """The table of a score of every feature block for every task; nothing where no run has it."""
+    pairs = [(a, b) for a in tasks for b in tasks]
     lines = [
-        [
-            summary["title"],
-            *(_number(summary["values"], "probes", "linear", f"f_{a}", b) for a, b in pairs),
-            *(_number(summary["values"], "probes", "knn", "f_y", b) for b in tasks[1:]),
-        ]
+        [summary["title"], *(_number(summary["values"], *path, f"f_{a}", b) for a, b in pairs)]
         for summary in summaries
+        if any((*path, f"f_{a}", b) in summary["values"] for a, b in pairs)
     ]
-    lines.append(["chance", *(f"{100 * chance[b]:.1f}" for b in [b for _, b in pairs] + list(tasks[1:]))])
+    if not lines:
+        return None
+    lines.append(["chance", *(f"{100 * chance[b]:.1f}" for _, b in pairs)])
     return ScoreTable(
-        "probes",
-        "Disentanglement",
-        "What fresh linear probes (and kNN) read from each feature block on Bal, in %.",
-        ["method", *(f"f_{a} -> {b}" for a, b in pairs), *(f"f_y -> {b}, kNN" for b in tasks[1:])],
+        "switched" if path[0] == "switched_labels" else "_".join(path),
+        heading,
+        f"What {what} for every label on Bal, in %. Apart from a block's own label, chance is what is wanted.",
+        ["method", *(f"f_{a} -> {b}" for a, b in pairs)],
         lines,
     )
 
@@ -481,6 +544,7 @@ def _ablation(ours: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str
             ("mimmx_caw", "no", "yes"),
             ("mimmx_dls", "yes", "no"),
             ("mimmx", "yes", "yes"),
+            ("mimmx_caw_terms", "yes", "terms"),
         )
         for given in ("", "_conditional")
     }
@@ -501,7 +565,8 @@ def _ablation(ours: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str
         "ablation",
         "Ablation",
         "MIMM-X as published, on correlated batches, with and without Dynamic Loss Scaling (DLS) and the Confounder "
-        "Attention Weighter (CAW); given y: with the mutual information within each class of y.",
+        "Attention Weighter (CAW); terms: its weights on the factors' terms instead of their features; given y: with the "
+        "mutual information within each class of y.",
         ["MIMM-X", *columns, *(f"{column}, published" for column in columns)],
         lines,
     )
@@ -531,7 +596,7 @@ def _differences(done: Sequence[Mapping[str, Any]]) -> ScoreTable | None:
     return ScoreTable(
         "differences",
         "Paired differences",
-        f"Difference to `{reference}` with the same seed, in points, mean ± half the 95 % interval over seeds.",
+        f"Difference to {reference} with the same seed, in points, mean ± half the 95 % interval over seeds.",
         ["method", *scores],
         lines,
     )

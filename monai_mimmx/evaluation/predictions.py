@@ -19,6 +19,8 @@ from torch.utils.data import RandomSampler
 
 __all__ = ["Predictions", "collect_predictions"]
 
+PER_ROW = ("logits", "labels", "features", "attention", "subjects")
+
 
 @dataclass
 class Predictions:
@@ -110,8 +112,11 @@ class Predictions:
 
     def take(self, rows: np.ndarray) -> Predictions:
         """The rows of an index array or a boolean mask, in that order, repeats allowed."""
-        per_row = ("logits", "labels", "features", "attention", "subjects")
-        return replace(self, **{name: getattr(self, name)[rows] for name in per_row})
+        return replace(self, **{name: getattr(self, name)[rows] for name in PER_ROW})
+
+    def join(self, other: Predictions) -> Predictions:
+        """The rows of both, this one's first; they have the same tasks."""
+        return replace(self, **{name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in PER_ROW})
 
     def save(self, path: str | os.PathLike) -> None:
         """Write everything to one compressed `.npz` file, under exactly the name given."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,13 @@ from monai_mimmx.data import CachedImages, Task, cell_index, keep_batch
 from monai_mimmx.evaluation.embedding import tsne
 from monai_mimmx.evaluation.predictions import Predictions, collect_predictions
 from monai_mimmx.evaluation.probes import probe_matrix
-from monai_mimmx.evaluation.scores import bootstrap_interval, cell_name, format_score_table, score_table
+from monai_mimmx.evaluation.scores import (
+    bootstrap_interval,
+    cell_name,
+    format_score_table,
+    gap_interval,
+    score_table,
+)
 from monai_mimmx.files import write_json
 from monai_mimmx.handlers import read_history
 from monai_mimmx.report import (
@@ -97,6 +104,7 @@ class ExperimentEvaluation:
         self.settings = dict(settings or {})
         self.batch_size, self.inferer, self.amp, self.title = batch_size, inferer, amp, title
         self.origin = origin
+        self.commit = source_commit()  # now, as a checkout may change while a network trains
         self.names = ["y", *(task.name for task in self.tasks[1:])]
         self.logger = logging.getLogger("monai_mimmx")
 
@@ -113,6 +121,7 @@ class ExperimentEvaluation:
             "method": self.settings.get("method"),
             "seed": self.settings.get("seed"),
             "version": monai_mimmx.__version__,
+            "commit": self.commit,
             "config": self.settings,
             **scores,
             "table": self.data["train"].frame.attrs.get("table"),
@@ -120,6 +129,7 @@ class ExperimentEvaluation:
             "n": {name: len(data) for name, data in self.data.items()},
             "cells": {name: self._cells(data.labels) for name, data in self.data.items()},
             "interval": {name: list(bootstrap_interval(subset, "accuracy")) for name, subset in test.items()},
+            "drop_val_inv_interval": list(gap_interval(test["val"], test["inv"])),
             "probe": probes["linear"],
             "probes": probes,
             "attention": {
@@ -236,6 +246,23 @@ class ExperimentEvaluation:
             for row in first
         ]
         return sample_figure(np.stack([upright(data[int(row)]["image"].numpy(), self.origin) for row in first]), titles)
+
+
+def source_commit() -> str | None:
+    """
+    The git commit of the checkout that this package is imported from, and "-dirty" where that was changed since.
+
+    Returns:
+        None where there is no checkout, or no git to ask.
+    """
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    words = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def read_weights(path: Path) -> Mapping[str, Any]:

@@ -21,6 +21,7 @@ __all__ = [
     "cell_balanced_accuracy",
     "drop_val_inv",
     "format_score_table",
+    "gap_interval",
     "group_accuracies",
     "score_table",
     "switched_labels",
@@ -259,6 +260,46 @@ def bootstrap_group_accuracies(
     times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples).astype(np.float64)
     with np.errstate(invalid="ignore"):
         return (times @ correct) / (times @ n)
+
+
+def gap_interval(
+    val: Predictions,
+    inv: Predictions,
+    *,
+    task: int = 0,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """
+    Percentile bootstrap interval of `drop_val_inv`, with whole subjects drawn with replacement.
+
+    A subject with rows in both sets is drawn for both at once.
+
+    Args:
+        val: outputs and labels on Val, and `inv`: on Inv.
+        task: the task that is scored.
+        resamples: number of bootstrap samples, 1 or more.
+        level: share of the bootstrap distribution inside the interval, in (0, 1).
+        seed: seed of the draw.
+
+    Returns:
+        Lower and upper bound, as fractions.
+
+    Raises:
+        ValueError: where no row of a set has the label.
+
+    Example:
+        >>> low, high = gap_interval(val, inv)  # doctest: +SKIP
+    """
+    both = val.join(inv)
+    group = np.where(both.labels[:, task] >= 0, np.arange(len(both)) >= len(val), -1).astype(int)
+    for index, name in enumerate(("val", "inv")):
+        if not (group == index).any():
+            raise ValueError(f"no row of {name} has the label of task '{val.task_names[task]}'.")
+    rates = bootstrap_group_accuracies(both, group, task=task, resamples=resamples, seed=seed)
+    low, high = np.nanquantile(rates[:, 0] - rates[:, 1], [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def score_table(predictions_by_subset: Mapping[str, Predictions]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from monai_mimmx.evaluation.scores import SUBSET_TITLES, verdict
 from monai_mimmx.files import write_text
-from monai_mimmx.report.html import EXPLAINED, _percent, _plain_value, _points, _row_name, _subsets
+from monai_mimmx.report.html import EXPLAINED, _ends, _percent, _plain_value, _points, _row_name, _subsets
 from monai_mimmx.report.page import markdown_table
 
 __all__ = ["write_model_card"]
@@ -69,8 +69,7 @@ def _scores(metrics: Mapping[str, Any]) -> list[str]:
     intervals, worst = metrics.get("interval") or {}, metrics.get("worst_group") or {}
     rows = [[_row_name(key, metrics), *(_percent(table[s].get(key)) for s in subsets)] for key in table[subsets[0]]]
     if intervals:
-        ends = ("–" if s not in intervals else " to ".join(map(_percent, intervals[s])) for s in subsets)
-        rows.insert(1, ["y, 95 % interval", *ends])
+        rows.insert(1, ["y, 95 % interval", *(_ends(intervals.get(s), _percent) for s in subsets)])
     auroc = metrics.get("auroc") or {}
     if auroc:
         rows.append(["y, AUROC", *(_percent(auroc.get(s, {}).get("y")) for s in subsets)])
@@ -82,7 +81,9 @@ def _scores(metrics: Mapping[str, Any]) -> list[str]:
     if (gap := metrics.get("drop_val_inv")) is not None:
         chance = (metrics.get("chance") or {}).get("bal", {}).get("y")
         word = verdict(gap, balanced=table.get("bal", {}).get("y"), chance=chance)
-        parts.insert(0, f"**{word.capitalize()}**: Val − Inv is {_points(gap)} points. {EXPLAINED[word]}")
+        interval = metrics.get("drop_val_inv_interval")
+        sure = f" (95 % interval {_ends(interval, _points)})" if interval else ""
+        parts.insert(0, f"**{word.capitalize()}**: Val − Inv is {_points(gap)} points{sure}. {EXPLAINED[word]}")
     return parts
 
 
@@ -151,7 +152,7 @@ def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any],
         >>> [line for line in card.read_text(encoding="utf-8").splitlines() if line.startswith("**")]
         ['**Shortcut**: Val − Inv is +20.0 points. The network leans on the spurious factors: ...']
     """
-    formats = {"method": "", "seed": "", "epochs": "", "seconds": ".0f", "mi": ".3f", "version": ""}
+    formats = {"method": "", "seed": "", "epochs": "", "seconds": ".0f", "mi": ".3f", "version": "", "commit": ""}
     told = ", ".join(f"{key} {metrics[key]:{form}}" for key, form in formats.items() if metrics.get(key) is not None)
     settings = [(key, f"`{_plain_value(value)}`") for key, value in (metrics.get("config") or {}).items()]
     sections = {

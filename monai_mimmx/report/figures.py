@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from monai_mimmx.evaluation.scores import SUBSET_TITLES
 from monai_mimmx.files import replacing
@@ -43,9 +45,16 @@ def _figure(height: float, width: float = WIDTH) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", dpi=150)
 
 
+class _Wrapper(textwrap.TextWrapper):
+    """Breaks lines after underscores too, as in the names of methods."""
+
+    def _split(self, text: str) -> list[str]:
+        return [part for part in re.split(r"(\s+)|(?<=[_-])", text) if part]
+
+
 def _label(text: object, width: int = 14) -> str:
     """A label that fits its place: wrapped, `$` not read as mathematics."""
-    lines = (textwrap.fill(line, width) for line in str(text).split("\n"))
+    lines = (_Wrapper(width).fill(line) for line in str(text).split("\n"))
     return "\n".join(lines).replace("$", r"\$")
 
 
@@ -110,7 +119,8 @@ def probe_figure(
     chance = probes.get("chance", {})
     blocks = list(probes[names[0]])
     keys = list(probes[names[0]][blocks[0]])
-    figure = _figure(len(names) * (0.55 * len(blocks) + 1.1), max(WIDTH, 1.1 * len(keys) + 2))
+    height = (0.55 if len(blocks) < 8 else 0.33) * len(blocks)
+    figure = _figure(len(names) * (height + 1.1), max(WIDTH, 1.1 * len(keys) + 2))
     for ax, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names):
         values = np.array([[probes[name][b].get(k) for k in keys] for b in blocks], dtype=float)
         # Without a stated chance the best constant guess is not known: colour from 1/2.
@@ -125,7 +135,7 @@ def probe_figure(
             _label(key) + (f"\n(chance {100 * chance[key]:.0f})" if chance.get(key) is not None else "") for key in keys
         ]
         ax.set_xticks(range(len(keys)), ticks, fontsize=SMALL)
-        ax.set_yticks(range(len(blocks)), [_label(block, 18) for block in blocks], fontsize=SMALL)
+        ax.set_yticks(range(len(blocks)), [_label(block, 24) for block in blocks], fontsize=SMALL)
         ax.set_title(title.format(name), fontsize=10)
         ax.tick_params(length=0)
     return figure
@@ -160,7 +170,7 @@ def training_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     panels = [
         ("task loss (cross-entropy, nats)", _series(history, "loss_")),
         ("loss scale gamma", _series(history, "gamma_")),
-        ("mutual information (nats)", mi),
+        ("mutual information (nats), or other dependence term", mi),
         ("attention weight", _series(history, "attention_")),
         ("accuracy on the select set (%)", {k: list(100 * np.array(v)) for k, v in select.items()}),
     ]
@@ -195,6 +205,7 @@ def training_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
             other.spines["top"].set_visible(False)
             other.set_ylim(bottom=0)
     axes[-1].set_xlabel("epoch", fontsize=SMALL)
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(
         handles=list(lines.values()), loc="outside lower center", ncols=3, fontsize=SMALL, frameon=False, handlelength=3
     )
@@ -378,7 +389,7 @@ def courses_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figu
     """
     panels = {
         "task loss of y (cross-entropy, nats)": ("loss_y", 1.0),
-        "mutual information (nats)": ("mi", 1.0),
+        "mutual information (nats), or other dependence term": ("mi", 1.0),
         "loss scale gamma of y": ("gamma_y", 1.0),
         "accuracy of y on the select set (%)": ("select_accuracy_y", 100.0),
         "robust accuracy of y on the select set (%)": ("select_robust", 100.0),
@@ -392,7 +403,9 @@ def courses_figure(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figu
                     [row["epoch"] for row in history],
                     [scale * value for value in values],
                 )
-    return _panels(drawn, "epoch")
+    figure = _panels(drawn, "epoch")
+    figure.axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
 
 
 def _panels(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], xlabel: str) -> Figure:

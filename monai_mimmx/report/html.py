@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ def _percent(value: float | None) -> str:
 
 def _points(gap: float) -> str:
     return f"{100 * gap:+.1f}".replace("-", "−")
+
+
+def _ends(interval: Sequence[float] | None, form: Callable[[float], str]) -> str:
+    return "–" if interval is None else " to ".join(map(form, interval))
 
 
 def _subsets(table: Mapping[str, Any]) -> list[str]:
@@ -70,7 +74,8 @@ def _score_tables(metrics: Mapping[str, Any]) -> str:
     notes = {
         "accuracy": "Share of images for which the head of a task predicts its label. Val has the correlation of the "
         "training data, Inv the opposite one, Bal none. A network that does not use the spurious factors has the same "
-        "accuracy for y on all three; the factors' own heads should stay high, since they are meant to know them.",
+        "accuracy for y on all three; the factors' own heads should stay high, since they are meant to know them. The "
+        "intervals are those of the choice of subjects, by bootstrap.",
         "balanced_accuracy": "The mean of the accuracies within each class, which a frequent class cannot dominate.",
         "auroc": "Area under the ROC curve: how well the head ranks images, whatever the threshold. 50 is chance, 100 "
         "perfect; a dash means that a class is absent.",
@@ -83,6 +88,7 @@ def _score_tables(metrics: Mapping[str, Any]) -> str:
         subsets = _subsets(table)
         head = ["task", *(SUBSET_TITLES.get(s, s) for s in subsets)]
         keys = list(table[subsets[0]])
+        intervals = {**(metrics.get("interval") or {}), "gap": metrics.get("drop_val_inv_interval")}
         gaps = name == "accuracy" and "val" in table and "inv" in table
         rows = []
         for key in keys:
@@ -91,6 +97,9 @@ def _score_tables(metrics: Mapping[str, Any]) -> str:
                 pair = [table[s].get(key) for s in ("val", "inv")]
                 row.append("–" if None in pair else _points(pair[0] - pair[1]))
             rows.append(row)
+            if name == "accuracy" and key == "y" and any(intervals.values()):
+                ends = [_ends(intervals.get(s), _percent) for s in subsets]
+                rows.append(["95 % interval", *ends, *([_ends(intervals["gap"], _points)] if gaps else [])])
         html += section(f"{title} (%)", notes[name])
         html += html_table(head + (["Val − Inv"] if gaps else []), rows)
     worst = {subset: group for subset, group in (metrics.get("worst_group") or {}).items() if group}
@@ -153,7 +162,9 @@ def _plain_value(value: Any) -> str:
 def _details(metrics: Mapping[str, Any]) -> str:
     html = ""
     facts = {
-        key: metrics[key] for key in ("method", "seed", "epochs", "seconds", "mi", "n") if metrics.get(key) is not None
+        key: metrics[key]
+        for key in ("method", "seed", "epochs", "seconds", "mi", "n", "version", "commit")
+        if metrics.get(key) is not None
     }
     settings = {**facts, **(metrics.get("config") or {})}
     if settings:
@@ -186,9 +197,9 @@ def write_report(
     Args:
         folder: where to write; made where it is missing.
         metrics: the content of `metrics.json`. Read where present: "accuracy", "balanced_accuracy", "auroc",
-            "chance", "worst_group", "switched_labels", "task_names" (see `score_table`), "probes" (see
-            `probe_matrix`) or "probe" (its linear part), "config", "excluded" (`{reason: rows}`), "method", "seed",
-            "epochs", "seconds", "mi".
+            "chance", "worst_group", "switched_labels", "task_names" (see `score_table`), "interval" (of the accuracy of y,
+            by subset), "drop_val_inv_interval", "probes" (see `probe_matrix`) or "probe" (its linear part), "config",
+            "excluded" (`{reason: rows}`), "method", "seed", "epochs", "seconds", "mi", "version", "commit".
         figures: `{name: (Figure or PNG bytes, caption)}`, in order.
         title: title of the page.
 

@@ -22,6 +22,7 @@ from monai_mimmx.comparison.methods import METHODS
 from monai_mimmx.engines import MIMMXTrainer
 from monai_mimmx.errors import root_cause
 from monai_mimmx.evaluation import ExperimentEvaluation
+from monai_mimmx.evaluation.protocol import source_commit
 from monai_mimmx.handlers import RobustAccuracy, read_history
 
 IMAGES = (".nii", ".png", ".jpg")
@@ -57,6 +58,9 @@ def test_training_ends_with_the_evaluation(bundle, trained):
         assert all(0 <= value <= 1 for value in metrics["accuracy"][subset].values())
         assert sum(metrics["attention"][subset].values()) == pytest.approx(1, abs=1e-4)
     assert metrics["drop_val_inv"] == metrics["accuracy"]["val"]["y"] - metrics["accuracy"]["inv"]["y"]
+    low, high = metrics["drop_val_inv_interval"]
+    assert low <= metrics["drop_val_inv"] <= high
+    assert metrics["commit"] == source_commit()
     assert set(metrics["probe"]) == {"f_y", *(f"f_{name}" for name in factors)}
     assert isinstance(metrics["mi"], float)
     for name in ("report.html", "model_card.md", "accuracy.png", "tsne.png", "history.jsonl", "models/model.pt"):

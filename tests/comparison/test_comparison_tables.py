@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from monai_mimmx.comparison import format_tables, paired_differences, summarise
+from monai_mimmx.comparison import format_tables, make_tables, paired_differences, summarise
 
 
 def row(name, seed, inv, **more):
@@ -42,7 +42,9 @@ def test_tables_hold_every_row_losing_and_failed_ones_too():
     text = format_tables(rows)
     assert "| mimmx | 1 | 90.0 | 88.0 | 80.0 | 100.0 | 100.0 | 100.0 | +2.0 | 50.0 |" in text
     assert "| baseline | 2 | 90.0 ± 0.0 | 55.0 ± 63.5 | " in text
-    assert "| mimmx | 55.0 | 50.0 | 60.0 |" in text and "| chance | 50.0 | 50.0 | 50.0 |" in text
+    assert "| method | f_y -> y | f_y -> sex | f_sex -> y | f_sex -> sex |" in text
+    assert "| mimmx | 90.0 | 55.0 | 50.0 | 100.0 |" in text and "| chance | 50.0 | 50.0 | 50.0 | 50.0 |" in text
+    assert "| mimmx | - | 60.0 | - | - |" in text  # kNN
     assert "Failed runs: dcor seed 0: CUDA out of memory" in text
 
 
@@ -63,7 +65,7 @@ def test_differences_are_paired_by_seed():
     assert mean == pytest.approx(0.03) and half == pytest.approx(4.302653 * 0.01 / math.sqrt(3), rel=1e-6)
     over = [row("rebalance", 0, 0.95), row("mimmx", 0, 0.87)]  # gaps -0.05 and +0.03
     assert paired_differences(over, "rebalance", ("drop_val_inv",), size=True)["mimmx", None][0] == pytest.approx(-0.02)
-    assert "Difference to `rebalance` with the same seed" in format_tables(rows)
+    assert "Difference to rebalance with the same seed" in format_tables(rows)
     assert "| mimmx | +0.0 ± 0.0 | +3.0 ± 2.5 | +0.0 ± 0.0 | -3.0 ± 2.5 | +0.0 ± 0.0 |" in format_tables(rows)
 
 
@@ -71,3 +73,44 @@ def test_differences_need_a_pair():
     assert "Difference" not in format_tables([row("a", 0, 0.5)])
     apart = [row("baseline", 0, 0.5), row("mimmx", 1, 0.8)]
     assert "Difference" not in format_tables(apart) and paired_differences(apart, "baseline", ("drop_val_inv",)) == {}
+
+
+def test_switched_labels_stand_beside_chance():
+    switched = {"bal": {"f_y": {"y": 0.8, "sex": 0.3}, "f_sex": {"y": 0.51, "sex": 0.97}}}
+    text = format_tables([row("mimmx", 0, 0.88, switched_labels=switched), row("old", 0, 0.5)])
+    table = text[text.index("## Switched labels") :].split("\n\n")[2]
+    assert table.splitlines()[2:] == ["| mimmx | 80.0 | 30.0 | 51.0 | 97.0 |", "| chance | 50.0 | 50.0 | 50.0 | 50.0 |"]
+    assert "Switched labels" not in format_tables([row("old", 0, 0.5)])
+
+
+def test_both_readings_of_the_weighter_stand_in_the_ablation():
+    text = format_tables([row("mimmx", 0, 0.88), row("mimmx_caw_terms", 0, 0.7)])
+    assert "| DLS yes, CAW yes | 90.0 | 88.0 |" in text and "| DLS yes, CAW terms | 90.0 | 70.0 |" in text
+
+
+def test_methods_that_are_one_setting_are_told():
+    ours = {"config": {"method": "mimmx", "conditional": True}}
+    rows = [
+        row(name, seed, 0.8, **ours) for name in ("mimmx_balanced", "mimmx_balanced_conditional") for seed in (0, 1)
+    ]
+    assert "mimmx_balanced and mimmx_balanced_conditional are the same setting here" in format_tables(rows)
+    other = [*rows[:-1], row("mimmx_balanced_conditional", 1, 0.7, **ours)]  # equal settings, but not the same run
+    assert "same setting" not in format_tables(other)
+
+
+def test_different_versions_commits_and_tasks_are_told():
+    old = row("mimmx", 0, 0.88, version="0.1")
+    text = format_tables([old, row("mimmx", 1, 0.88, version="0.1", commit="a" * 40)])
+    assert "different" not in text  # rows of before commits were recorded
+    text = format_tables([old | {"commit": "b" * 40}, row("mimmx", 1, 0.88, version="0.2", commit="a" * 40 + "-dirty")])
+    assert "of different versions, 0.1, 0.2: they may not" in text
+    assert "of different commits, aaaaaaaaaaaa-dirty, bbbbbbbbbbbb: they may not" in text
+    text = format_tables([old, row("mimmx", 1, 0.88, task_names=["effusion", "sex"])])
+    assert "of different tasks, effusion, sex; sick, sex: give each bundle an output_dir of its own" in text
+
+
+def test_tables_made_before_are_not_made_again(monkeypatch):
+    rows = [row("mimmx", 0, 0.88)]
+    tables, text = make_tables(rows), format_tables(rows)
+    monkeypatch.setattr("monai_mimmx.comparison.tables.make_tables", None)
+    assert format_tables(rows, (), tables) == text

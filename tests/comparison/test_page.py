@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from monai_mimmx.__main__ import main
-from monai_mimmx.comparison import read_published, write_comparison
+from monai_mimmx.comparison import make_tables, read_published, write_comparison
 
 PNG = b"\x89PNG\r\n\x1a\n-picture"
 
@@ -63,7 +64,7 @@ def folder(tmp_path):
 
 
 def page_of(folder):
-    return (folder / "report.html").read_text(encoding="utf-8")
+    return (folder / "report.html").read_text(encoding="utf-8").replace("<wbr>", "")
 
 
 def test_page_holds_tables_verdicts_and_pictures(folder, tmp_path):
@@ -153,3 +154,52 @@ def test_a_published_row_without_inv_has_no_gap(tmp_path):
     rows = [{"name": "mimmx", "accuracy": {"val": {"y": 0.8}}}]
     (tmp_path / "published.json").write_text(json.dumps({"source": "Elsewhere", "rows": rows}))
     assert "drop_val_inv" not in read_published(tmp_path / "published.json")[0]
+
+
+def test_a_method_that_was_trained_under_another_name(folder):
+    run = json.loads((folder / "mimmx/seed_0/run.json").read_text())
+    for seed in range(2):
+        (folder / f"mimmx/seed_{seed}/run.json").write_text(
+            json.dumps(run | {"seed": seed, "aliases": ["mimmx_balanced", "mimmx_dls"]})
+        )
+    write_comparison(folder)
+    rows = json.loads((folder / "rows.json").read_text())
+    assert [row["name"] for row in rows if "same_as" in row] == ["mimmx_balanced"] * 2  # mimmx_dls has runs of its own
+    html = page_of(folder)
+    assert "mimmx and mimmx_balanced are the same setting here" in html and "6 runs finished, 0 failed" in html
+    assert "<td>mimmx_balanced</td><td>balanced</td>" in html and html.count("<details>") == 3
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("run.json", '{"name": "mi', "mimmx/seed_0/run.json is not whole .*: remove it"),
+        ("run.json", '{"name": "mimmx"}', "mimmx/seed_0/run.json lacks seed, options: remove it"),
+    ],
+)
+def test_records_that_are_not_whole_are_named(folder, capsys, file, content, message):
+    (folder / "mimmx/seed_0" / file).write_text(content)
+    with pytest.raises(SystemExit):
+        main(["report", str(folder)])
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_rows_that_are_not_whole_are_named(tmp_path, capsys):
+    (tmp_path / "rows.json").write_text("[{")
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path)])
+    assert "rows.json is not whole: Expecting" in capsys.readouterr().err
+
+
+def test_metrics_of_something_else_are_a_failed_run(folder):
+    (folder / "mimmx/seed_0/metrics.json").write_text('{"accuracy": 1.0}')
+    write_comparison(folder)
+    assert "mimmx/seed_0/metrics.json lacks config, n, probes, seconds" in page_of(folder)
+    assert "5 runs finished, 1 failed" in page_of(folder)
+
+
+def test_the_recorded_rows_of_the_bundles_are_read():
+    """Rows of before a field was added still make tables."""
+    for path in sorted((Path(__file__).parents[2] / "bundles").glob("*/docs/**/rows.json")):
+        made = make_tables(json.loads(path.read_text()))
+        assert {"summary", "accuracy", "probes_linear"} <= {table.name for table in made}, path

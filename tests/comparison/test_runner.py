@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -153,6 +154,56 @@ def test_other_config_files_in_the_same_folder_are_refused(bundle):
         execute_runs(runs(bundle, "baseline", overlays=[bundle / "configs/train.json"]), progress=False)
 
 
+def test_metrics_of_a_command_with_other_options_are_refused(bundle):
+    (run,) = runs(bundle, "baseline", options={"epochs": 3, "lr": "$1 / 2"})
+    run.folder.mkdir(parents=True)
+    (run.folder / "metrics.json").write_text(json.dumps(METRICS | {"config": {"seed": 0, "epochs": 2, "lr": 0.5}}))
+    with pytest.raises(ValueError, match="with other options .epochs: 2 there, 3 now.: name another output_dir"):
+        execute_runs([run], progress=False)
+
+
+def test_metrics_of_something_else_are_run_again(bundle):
+    (run,) = (quick(run) for run in runs(bundle, "baseline"))
+    run.folder.mkdir(parents=True)
+    (run.folder / "metrics.json").write_text('{"accuracy": 1.0}')
+    assert execute_runs([run], progress=False, report=lambda line: None)["finished"] == 1
+
+
+@pytest.mark.parametrize("name", ["brain_age", "pleural_effusion"])
+def test_what_a_bundle_resolves_to_the_same_is_planned_once(name, tmp_path):
+    bundle = Path(__file__).parents[2] / "bundles" / name
+    twin = "mimmx_balanced_marginal" if name == "brain_age" else "mimmx_balanced_conditional"
+    made = plan_runs(bundle, method_options("all"), seeds=[0, 1], output_dir=tmp_path)
+    assert {run.name: run.aliases for run in made if run.aliases} == {"mimmx_balanced": (twin,)}
+    assert len(made) == 2 * (len(METHODS) - 1)
+    # Where the other one is finished, it stands for both.
+    (tmp_path / twin / "seed_0").mkdir(parents=True)
+    (tmp_path / twin / "seed_0/metrics.json").write_text(json.dumps(METRICS))
+    again = plan_runs(bundle, method_options("all"), seeds=[0, 1], output_dir=tmp_path)
+    assert [(run.name, run.seed) for run in again if run.aliases] == [(twin, 0), ("mimmx_balanced", 1)]
+    switched = plan_runs(
+        bundle, method_options("all"), seeds=[0], output_dir=tmp_path / "x", options={"conditional": True}
+    )
+    assert "mimmx_balanced_conditional" in {name for run in switched for name in run.aliases}
+
+
+def test_one_run_under_two_names(bundle, capsys):
+    config = json.loads((bundle / "configs/train.json").read_text()) | {"conditional": "$@method == 'mimmx'"}
+    (bundle / "configs/train.json").write_text(json.dumps(config))
+    output = bundle.parent / "out"
+    arguments = ["compare", "--bundle", str(bundle), "--output_dir", str(output), "--seeds", "1", "--methods"]
+    names = ["mimmx_balanced", "mimmx_balanced_conditional"]
+    assert main([*arguments, *names, "--list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    execute_runs([quick(run) for run in runs(bundle, names[1])], progress=False, report=lambda line: None)
+    assert main([*arguments, *names]) == 0
+    printed = capsys.readouterr().out
+    assert "mimmx_balanced: as mimmx_balanced_conditional here, trained once" in printed and "1 skipped" in printed
+    assert "| mimmx_balanced | 1 | 90.0 |" in printed and "| mimmx_balanced_conditional | 1 | 90.0 |" in printed
+    rows = json.loads((output / "rows.json").read_text())
+    assert [(row["name"], row.get("same_as")) for row in rows] == [(names[0], names[1]), (names[1], None)]
+
+
 def test_the_list_of_commands_runs_by_itself(bundle, capsys):
     arguments = ["--bundle", str(bundle), "--output_dir", str(bundle.parent / "out")]
     assert main(["compare", *arguments, "--methods", "baseline", "--seeds", "2", "--list", "--", "--wait", "0"]) == 0
@@ -185,11 +236,12 @@ def test_sweep_folders_and_commands(bundle):
         ({"options": {"seed": 1}}, "sets seed itself"),
         ({"options": {"agreement": 0.5}, "agreements": [0.9]}, "both as a sweep"),
         ({"overlays": ["no.json"]}, "no.json"),
+        ({"options": {"sampling": "$1 / 0"}}, "train.json cannot resolve the options of .*: division by zero"),
     ],
 )
 def test_wrong_plans(bundle, more, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        runs(bundle, "baseline", **more)
+        runs(bundle, "baseline", "mimmx", **more)
     with pytest.raises(ValueError, match="jobs of 1 or more"):
         execute_runs([], jobs=0)
 

@@ -80,6 +80,13 @@ def test_take_repeats_and_reorders_every_field():
         np.testing.assert_array_equal(getattr(q, name), getattr(p, name)[[3, 3, 0]])
 
 
+def test_join_is_undone_by_take():
+    p = make()
+    both = p.take(np.array([2, 0])).join(p)
+    assert len(both) == 2 + len(p) and both.subjects[0] == p.subjects[2]
+    np.testing.assert_array_equal(both.take(np.arange(2, len(both))).logits, p.logits)
+
+
 def test_save_and_load_give_the_same_under_the_same_name(tmp_path):
     p = make()
     path = tmp_path / "val.predictions"

@@ -21,6 +21,7 @@ from monai_mimmx.evaluation.scores import (
     cell_balanced_accuracy,
     drop_val_inv,
     format_score_table,
+    gap_interval,
     group_accuracies,
     score_table,
     switched_labels,
@@ -180,6 +181,32 @@ def test_bootstrap_draws_subjects_not_rows():
     single = bootstrap_interval(from_classes(np.zeros((40, 1), dtype=int), right), "accuracy")
     assert np.diff(subjects) > 2.5 * np.diff(rows)  # sqrt(10) = 3.2 times as wide
     np.testing.assert_allclose(subjects, single, atol=0.03)
+
+
+def test_interval_of_the_gap_agrees_with_the_plain_loop():
+    val, inv = at_random(seed=0), at_random(seed=1)  # of the same 60 subjects
+    rng = np.random.default_rng(5)
+    subjects = np.unique([*val.subjects, *inv.subjects])
+    gaps = []
+    for _ in range(1500):
+        drawn = rng.choice(subjects, len(subjects))
+        gaps.append(
+            drop_val_inv(
+                *(p.take(np.concatenate([np.flatnonzero(p.subjects == s) for s in drawn])) for p in (val, inv))
+            )
+        )
+    found = gap_interval(val, inv, resamples=4000)
+    np.testing.assert_allclose(found, np.quantile(gaps, [0.025, 0.975]), atol=0.015)
+    assert found[0] < drop_val_inv(val, inv) < found[1]
+
+
+def test_interval_of_the_gap_draws_a_subject_for_both_sets():
+    p = at_random()
+    assert gap_interval(p, p) == (0.0, 0.0)
+    apart = from_classes([[0, 0]] * 8, [[0, 0]] * 4 + [[1, 1]] * 4)
+    unlabelled = from_classes([[-1, 0]] * 8, [[0, 0]] * 8)
+    with pytest.raises(ValueError, match="no row of inv has the label of task 'age'"):
+        gap_interval(apart, unlabelled)
 
 
 def test_bootstrap_is_seeded_and_wider_at_a_higher_level():

@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "wbr"):
             self.open.append(tag)
         if tag == "tr":
             self.rows.append([])
@@ -179,3 +179,12 @@ def test_a_report_is_replaced_as_a_whole(tmp_path, monkeypatch):
         write_report(tmp_path, metrics(), {}, title="second")
     assert "first" in path.read_text(encoding="utf-8")
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_intervals_stand_below_the_accuracy_of_y(tmp_path):
+    intervals = {"interval": {"val": [0.951, 0.982], "bal": [0.6, 0.7]}, "drop_val_inv_interval": [0.6001, 0.712]}
+    page = Page(write_report(tmp_path, metrics() | intervals, {}, title="t").read_text(encoding="utf-8"))
+    assert ["95 % interval", "95.1 to 98.2", "–", "60.0 to 70.0", "+60.0 to +71.2"] in page.rows
+    assert not any(
+        "95 % interval" in row for row in Page(write_report(tmp_path, metrics(), {}, title="t").read_text()).rows
+    )
