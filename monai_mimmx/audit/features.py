@@ -36,9 +36,9 @@ def extract_features(
     Logits of a classifier and the features that they are computed from, for a list of image files.
 
     Args:
-        network: from an image batch `(B, C, *spatial)` to logits `(B, num_classes)`, or `(B, 1)` where there are two
-            classes; or to a tuple, list or mapping whose first entry they are. A :class:`~monai_mimmx.networks.MIMMXNet`
-            gives its primary task's logits and feature block.
+        network: from an image batch `(B, C, *spatial)` to logits or probabilities `(B, num_classes)`, or `(B, 1)` or
+            `(B,)` where there are two classes; or to a tuple, list or mapping whose first entry they are. A
+            :class:`~monai_mimmx.networks.MIMMXNet` gives its primary task's logits and feature block.
         images: the files.
         preprocessing: dictionary transform of `{"image": file}`.
         num_classes: classes of the label.
@@ -50,7 +50,8 @@ def extract_features(
         progress: show a progress bar.
 
     Returns:
-        logits `(n, num_classes)` and features `(n, F)`, float32. One logit becomes two: 0 and itself.
+        logits `(n, num_classes)` and features `(n, F)`, float32. One logit becomes two: 0 and itself. Outputs that are
+        probabilities of all images, i.e. not below 0 and of sum 1, or a single one from 0 to 1, become their logarithms.
 
     Raises:
         ValueError: for an unknown `layer`, another number of logits than classes, a network without a linear layer, or
@@ -82,8 +83,7 @@ def extract_features(
                     output = _first(network(image))
                 if "features" not in seen:
                     raise ValueError("the network ran no linear layer: name the module that gives its features (layer)")
-                output = _two_logits(output.float(), num_classes)
-                logits.append(output.cpu().numpy())
+                logits.append(_checked(output.float(), num_classes).cpu().numpy())
                 features.append(_flat(seen["features"]).float().cpu().numpy())
                 wrong = ~(np.isfinite(logits[-1]).all(axis=1) & np.isfinite(features[-1]).all(axis=1))
                 if wrong.any():
@@ -92,7 +92,7 @@ def extract_features(
     finally:
         for hook in hooks:
             hook.remove()
-    return np.concatenate(logits), np.concatenate(features)
+    return _as_logits(np.concatenate(logits)), np.concatenate(features)
 
 
 def _first(output: Any) -> Tensor:
@@ -108,13 +108,22 @@ def _flat(features: Tensor) -> Tensor:
     return features.flatten(2).mean(dim=2) if features.ndim > 3 else features.flatten(1)
 
 
-def _two_logits(output: Tensor, num_classes: int) -> Tensor:
-    """The logits `(B, num_classes)`; a single one of two classes stands against 0."""
-    if output.ndim == 2 and output.shape[1] == 1 and num_classes == 2:
-        return torch.cat([torch.zeros_like(output), output], dim=1)
-    if output.ndim != 2 or output.shape[1] != num_classes:
+def _checked(output: Tensor, num_classes: int) -> Tensor:
+    """The outputs `(B, num_classes)`, or `(B, 1)` for two classes."""
+    if output.ndim == 1:
+        output = output[:, None]
+    if output.ndim != 2 or (output.shape[1] != num_classes and not (num_classes == 2 and output.shape[1] == 1)):
         raise ValueError(
             f"the label has {num_classes} classes, but the network gives outputs of shape {tuple(output.shape)}: give the "
             "label as a task with a rule for each output (--label as JSON), or audit a network for this label"
         )
     return output
+
+
+def _as_logits(outputs: np.ndarray) -> np.ndarray:
+    """Logits `(n, classes)` of outputs that are logits or probabilities; a single one stands against the other class."""
+    alone = outputs.shape[1] == 1
+    if outputs.min() >= 0 and (outputs.max() <= 1 if alone else np.allclose(outputs.sum(axis=1), 1, atol=1e-3)):
+        whole = np.hstack([1 - outputs, outputs]) if alone else outputs
+        return np.log(np.maximum(whole, np.finfo(np.float32).tiny))
+    return np.hstack([np.zeros_like(outputs), outputs]) if alone else outputs

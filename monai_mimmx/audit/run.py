@@ -19,7 +19,7 @@ from monai_mimmx.audit.attributes import audit_attributes
 from monai_mimmx.audit.features import extract_features
 from monai_mimmx.data import Task, parse_tasks, read_table
 from monai_mimmx.data.tables import classify, read_columns, value_key
-from monai_mimmx.errors import check_writable
+from monai_mimmx.errors import check_writable, root_cause
 from monai_mimmx.evaluation.protocol import read_weights
 from monai_mimmx.files import write_json
 from monai_mimmx.report.figures import gap_figure, interval_figure, save_figures
@@ -38,6 +38,7 @@ def attribute_tasks(
     *,
     columns: Sequence[str] | None = None,
     without: Sequence[str] = ("image", "subject", "split"),
+    split: str | None = None,
 ) -> tuple[list[Task], dict[str, str]]:
     """
     Tasks for the label and for every column of a table that can be audited.
@@ -51,6 +52,7 @@ def attribute_tasks(
             order of the network's outputs.
         columns: to audit; by default all but the label's and `without`.
         without: columns that are no attributes.
+        split: look at the rows with this value in the column split only.
 
     Returns:
         The label's task and one task per attribute; and, of columns that are left out, the reason.
@@ -62,6 +64,8 @@ def attribute_tasks(
     path = Path(table)
     label_column = label if isinstance(label, str) else str(label.get("column"))
     frame = read_columns(path, [label_column, *(columns or [])], everything=True)
+    if split is not None:
+        frame = frame[_of_split(frame, split, path)]
     if columns is None:
         columns = [name for name in frame.columns if name not in (*without, label_column)]
     if isinstance(label, str):
@@ -86,6 +90,18 @@ def attribute_tasks(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "it has no other column"
         raise ValueError(f"{path} has no column to audit ({reasons}): name some by --columns")
     return parse_tasks(tasks), left_out
+
+
+def _of_split(frame: pd.DataFrame, split: str, path: Path) -> pd.Series:
+    """Which rows belong to the split."""
+    if "split" not in frame.columns:
+        raise ValueError(f"{path} has no column 'split' to find {split!r} in")
+    chosen = frame["split"] == split
+    if not chosen.any():
+        raise ValueError(
+            f"{path} has no row of the split {split!r}: it has {', '.join(map(repr, frame['split'].dropna().unique()))}"
+        )
+    return chosen
 
 
 def _spellings(values: pd.Series) -> list[str]:
@@ -163,7 +179,8 @@ def audit_classifier(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: an id or column that is not there, or weights that do not fit.
+        ValueError: an id or column that is not there, a config that cannot be read, weights that do not fit, or a network
+            that does not run on the images.
 
     Example:
         `audit_classifier("my/inference.json", "my/model.pt", "test.csv", label="sick", output_dir="audit")`
@@ -177,22 +194,23 @@ def audit_classifier(
     header = read_columns(Path(table), [subject_column or image_column], ["subject"]).columns
     subjects = subject_column or ("subject" if "subject" in header else image_column)
     tasks, left_out = attribute_tasks(
-        table, label, columns=columns, without=(image_column, subjects, "image", "subject", "split")
+        table, label, columns=columns, without=(image_column, subjects, "image", "subject", "split"), split=split
     )
 
     def prepare(whole: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, dict[str, int]]:
         if split is None:
             return whole.drop(columns="split", errors="ignore"), {}
-        if "split" not in whole.columns:
-            raise ValueError(f"{path} has no column 'split' to find {split!r} in")
-        chosen = whole["split"] == split
+        chosen = _of_split(whole, split, path)
         return whole[chosen].drop(columns="split"), {f"split is not {split}": int((~chosen).sum())}
 
     frame = read_table(
         table, tasks, image_column=image_column, subject_column=subjects, prepare=prepare, unmatched="unknown"
     )
     parser = ConfigParser()
-    parser.read_config(config)
+    try:
+        parser.read_config(config)
+    except ValueError as error:
+        raise ValueError(f"the config {config} cannot be read: {error}") from error
     parser.update(dict(options or {}))
     names = [network] if network is not None else [name for name in NETWORKS if name in parser]
     for name in [*names[:1], preprocessing]:
@@ -204,16 +222,22 @@ def audit_classifier(
     _load(module, Path(ckpt))
     with quiet_readers():
         transform = parser.get_parsed_content(preprocessing)
-    logits, features = extract_features(
-        module,
-        frame["image"].tolist(),
-        transform,
-        num_classes=tasks[0].num_classes,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        layer=layer,
-        batch_size=batch_size,
-        num_workers=num_workers,
-    )
+    try:
+        logits, features = extract_features(
+            module,
+            frame["image"].tolist(),
+            transform,
+            num_classes=tasks[0].num_classes,
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            layer=layer,
+            batch_size=batch_size,
+            num_workers=num_workers,
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"the network of the config does not run on its preprocessing of the images: {root_cause(error)}. The "
+            "preprocessing is a dictionary transform of the key 'image' that ends with one image, channels first"
+        ) from error
     found = audit_attributes(
         logits,
         features,

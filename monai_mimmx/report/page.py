@@ -37,7 +37,7 @@ p { margin: .4rem 0 .8rem; max-width: 46rem; }
 .numbers span { font-size: .85rem; color: #4a535e; }
 /* A shadow at the right edge tells that a table goes on there. */
 .wide { overflow-x: auto; margin: .4rem 0 .8rem; background:
-  linear-gradient(to left, #fff, #fff0) right / 2.5rem 100% no-repeat local,
+  linear-gradient(to left, #fff 60%, #fff0) right / 2.5rem 100% no-repeat local,
   linear-gradient(to left, #0003, #0000) right / .8rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: .95rem; overflow-wrap: normal; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
@@ -49,12 +49,14 @@ thead th { border-bottom: 2px solid #9aa4af; vertical-align: bottom; }
 td.own { background: #eef3f8; }
 table.words td:nth-child(2), table.words th:nth-child(2), table.settings th { text-align: left; }
 table.settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
+wbr { display: none; }
 code { font: .88em ui-monospace, "SFMono-Regular", Menlo, Consolas, monospace; }
 figure { margin: 1.2rem 0; max-width: 46rem; break-inside: avoid; }
 figure img { width: 100%; max-width: 42rem; height: auto; display: block; }
 @media (max-width: 32rem) { body { padding: .75rem .8rem 2rem; }
   th, td { padding: .3rem .4rem; } table { font-size: .85rem; }
-  td:first-child { white-space: normal; min-width: 6.5rem; } }
+  wbr { display: inline; } td:first-child { white-space: normal; min-width: 6.5rem; }
+  table.words td:nth-child(2) { white-space: normal; } }
 @media print { body { max-width: none; font-size: 11pt; } .wide { overflow: visible; } h2 { break-after: avoid; }
   table, .verdict { break-inside: avoid; } }
 """

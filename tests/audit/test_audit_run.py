@@ -51,6 +51,9 @@ def study(tmp_path):
         network[1].weight[1, 0] = 1.0
         network[1].bias.copy_(torch.tensor([100.0, 0.0]))
     torch.save([1], tmp_path / "list.pt")
+    torch.save(nn.Sequential(nn.Linear(8, 2)).state_dict(), tmp_path / "narrow.pt")
+    torch.save(nn.Sequential(nn.Flatten(), nn.Conv2d(3, 2, 1)).state_dict(), tmp_path / "conv.pt")
+    (tmp_path / "net.json").write_text('{"network_def": ')
     torch.save(
         {"state_dict": {f"module.{key}": value for key, value in network.state_dict().items()}}, tmp_path / "net.pt"
     )
@@ -111,6 +114,14 @@ def test_options_replace_those_of_the_config(study, capsys):
         (["--preprocessing", "transforms"], {}, "the config has no 'transforms'"),
         (["--layer", "9"], {}, "the network has no module '9'; it has 0, 1"),
         (["--label", "{"], {}, "--label { is not JSON: Expecting"),
+        ([], {"config": "net.json"}, "the config .*net.json.* cannot be read: Expecting value"),
+        (["--", "--preprocessing#transforms#0#_target_", "LoadImage"], {}, "does not run on its preprocessing .*LoadImage"),
+        (["--", "--network_def", "$torch.nn.Sequential(torch.nn.Linear(8, 2))"], {"ckpt": "narrow.pt"}, "of shape"),
+        (
+            ["--", "--network_def", "$torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Conv2d(3, 2, 1))"],
+            {"ckpt": "conv.pt"},
+            "does not run on its preprocessing of the images: .*a dictionary transform of the key 'image'",
+        ),
     ],
 )
 def test_wrong_arguments_are_told(study, capsys, more, other, message):
@@ -166,6 +177,17 @@ def test_one_split_of_the_table(study):
     assert main(arguments(study, "--split", "holdout", table="split.csv")) == 0
     found = json.loads((study / "out/audit.json").read_text())
     assert found["n"] == 160 and found["excluded"] == {"split is not holdout": 80}
+
+
+def test_classes_are_those_of_the_split(tmp_path):
+    frame = pd.DataFrame({"y": [0, 1] * 60, "age": range(120), "site": ["a", "b", "c"] * 40})
+    frame["split"] = ["train"] * 60 + ["test"] * 60
+    frame.loc[60:, "site"] = ["a", "b", "a"] * 20  # no c in test
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    tasks, _ = attribute_tasks(tmp_path / "t.csv", "y", split="test")
+    assert {task.name: task.class_names for task in tasks[1:]} == {"age": ["<= 89.5", "> 89.5"], "site": ["a", "b"]}
+    with pytest.raises(ValueError, match="t.csv has no row of the split 'tset': it has 'train', 'test'"):
+        attribute_tasks(tmp_path / "t.csv", "y", split="tset")
 
 
 def test_without_subjects_the_page_says_so(study):

@@ -77,11 +77,44 @@ def test_own_networks_give_the_block_of_y():
     np.testing.assert_allclose(features, blocks[:, 0].numpy(), atol=1e-5)
 
 
-def test_one_logit_of_two_classes():
-    network = Wrapped(lambda x: x[:, :1])
+@pytest.mark.parametrize("form", [lambda x: x[:, :1] - 2, lambda x: x[:, 0] - 2])
+def test_one_logit_of_two_classes(form):
+    network = Wrapped(form)
     logits, _ = extract(network)
     np.testing.assert_array_equal(logits[:, 0], 0)
-    np.testing.assert_allclose(logits[:, 1], network(batch())[:, 0].detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(logits[:, 1], network(batch()).detach().numpy().ravel(), atol=1e-5)
+
+
+def test_a_network_that_ends_with_a_sigmoid():
+    """Its outputs lie above 0, which as logits would be the second class throughout."""
+    network = Wrapped(lambda x: torch.sigmoid(300 * (x[:, :1] - x[:, :1].mean())))
+    logits, _ = extract_features(network, IMAGES, load, num_classes=2, device="cpu", batch_size=7, progress=False)
+    probability = network(batch())[:, 0].detach().numpy()
+    assert 0 < (probability > 0.5).sum() < len(IMAGES)
+    np.testing.assert_array_equal(logits.argmax(1), probability > 0.5)
+    np.testing.assert_allclose(np.exp(logits), np.stack([1 - probability, probability], 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1, 300])
+def test_a_network_that_ends_with_a_softmax(scale):
+    plain = Wrapped(lambda x: scale * x)
+    network = Wrapped(lambda x: torch.softmax(scale * x, 1))
+    network.load_state_dict(plain.state_dict())
+    expected = torch.log_softmax(plain(batch()), 1).detach().numpy()
+    np.testing.assert_allclose(extract(network)[0], np.maximum(expected, np.log(np.finfo(np.float32).tiny)), atol=1e-3)
+
+
+def test_logits_are_kept():
+    network = Wrapped(lambda x: x.abs() + 3)  # above 0, but no probabilities
+    np.testing.assert_allclose(extract(network)[0], network(batch()).detach().numpy(), atol=1e-5)
+
+
+def test_volumes():
+    network = DenseNet(spatial_dims=3, in_channels=1, out_channels=2, init_features=8, growth_rate=4, block_config=(2,))
+    logits, features = extract_features(
+        network, IMAGES, lambda item: {"image": torch.randn(1, 16, 16, 16)}, num_classes=2, device="cpu", progress=False
+    )
+    assert logits.shape == (7, 2) and features.shape == (7, 16)
 
 
 def test_layers_that_give_tuples_and_heads_called_by_keyword():
