@@ -23,7 +23,16 @@ import torch
 from monai_mimmx.files import write_json, write_text
 from monai_mimmx.report.page import markdown_table
 
-NAMES = ("mine_update", "epoch", "processes", "table_to_splits", "image_cache", "evaluation", "comparison_report")
+NAMES = (
+    "mine_update",
+    "epoch",
+    "processes",
+    "table_to_splits",
+    "image_cache",
+    "evaluation",
+    "comparison_runner",
+    "comparison_report",
+)
 HERE = Path(__file__).parent
 
 

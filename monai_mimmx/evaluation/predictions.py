@@ -116,7 +116,8 @@ class Predictions:
 
     def join(self, other: Predictions) -> Predictions:
         """The rows of both, this one's first; they have the same tasks."""
-        return replace(self, **{name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in PER_ROW})
+        parts: dict[str, Any] = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in PER_ROW}
+        return replace(self, **parts)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write everything to one compressed `.npz` file, under exactly the name given."""

@@ -115,7 +115,11 @@ def test_options_replace_those_of_the_config(study, capsys):
         (["--layer", "9"], {}, "the network has no module '9'; it has 0, 1"),
         (["--label", "{"], {}, "--label { is not JSON: Expecting"),
         ([], {"config": "net.json"}, "the config .*net.json.* cannot be read: Expecting value"),
-        (["--", "--preprocessing#transforms#0#_target_", "LoadImage"], {}, "does not run on its preprocessing .*LoadImage"),
+        (
+            ["--", "--preprocessing", "$monai.transforms.LoadImage(image_only=True)"],
+            {},
+            "does not run on its preprocessing of the images: .*'image'",
+        ),
         (["--", "--network_def", "$torch.nn.Sequential(torch.nn.Linear(8, 2))"], {"ckpt": "narrow.pt"}, "of shape"),
         (
             ["--", "--network_def", "$torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Conv2d(3, 2, 1))"],

@@ -70,7 +70,13 @@ def measured(tmp_path_factory):
         f"<body>{frames}<script>addEventListener('load', () => {{{MEASURE}}})</script></body>", encoding="utf-8"
     )
     flags = ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking")
-    flags = (*flags, "disable-component-update", "disable-sync", "window-size=1400,1000", f"user-data-dir={folder}/home")
+    flags = (
+        *flags,
+        "disable-component-update",
+        "disable-sync",
+        "window-size=1400,1000",
+        f"user-data-dir={folder}/home",
+    )
     shown = subprocess.run(
         [BROWSER, "--headless", *(f"--{flag}" for flag in flags), "--dump-dom", (folder / "all.html").as_uri()],
         capture_output=True,
