@@ -17,9 +17,7 @@ from benchmarks.mine_update import AllPairs, make_update
 from benchmarks.timing import interleaved, peak_megabytes
 
 
-@pytest.mark.parametrize(
-    "name", ["mine_update", "epoch", "table_to_splits", "image_cache", "evaluation", "comparison_runner"]
-)
+@pytest.mark.parametrize("name", ["mine_update", "epoch", "table_to_splits", "image_cache", "evaluation"])
 def test_each_runs_at_tiny_size_and_gives_a_table(name):
     groups = importlib.import_module(f"benchmarks.{name}").measure(quick=True)
     machine = dict.fromkeys(("processor", "threads", "cores", "torch", "monai", "python"), "x")

@@ -320,17 +320,22 @@ def _run(run: PlannedRun, jobs: int, places: list[int], processes: set[subproces
         started = time.perf_counter()
         with (run.folder / "log.txt").open("w", encoding="utf-8") as log:
             # The child inherits the lock, so that a run whose parent was killed is not started a second time.
-            process = subprocess.Popen(
-                run.command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                pass_fds=(lock,) if lock >= 0 else (),
-            )
-            processes.add(process)
-            status = process.wait()
-            processes.discard(process)
+            try:
+                process = subprocess.Popen(
+                    run.command,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    env=environment,
+                    pass_fds=(lock,) if lock >= 0 else (),
+                )
+            except OSError as error:
+                log.write(f"it could not be started: {error}\n")
+                status = -1
+            else:
+                processes.add(process)
+                status = process.wait()
+                processes.discard(process)
         places.append(place)
         seconds = time.perf_counter() - started
     if status == 0 and run.is_finished:

@@ -106,6 +106,15 @@ def test_a_failed_cell_is_recorded_and_the_rest_go_on(bundle, monkeypatch):
     assert (made[1].folder / "metrics.json").stat().st_mtime_ns == stamp
 
 
+def test_a_cell_that_cannot_be_started_is_recorded_too(bundle):
+    first, second = runs(bundle, "baseline", "rebalance")
+    broken = dataclasses.replace(first, command=("/no/such/python", *first.command[1:]))
+    counts = execute_runs([broken, quick(second)], progress=False, report=lambda line: None)
+    assert counts["failed"] == 1 and counts["finished"] == 1
+    error = json.loads((first.folder / "error.json").read_text())
+    assert error["lines"] == ["it could not be started: [Errno 2] No such file or directory: '/no/such/python'"]
+
+
 def test_a_killed_comparison_goes_on_without_starting_its_orphan_again(bundle):
     script = (
         "from pathlib import Path; from monai_mimmx.comparison import *\n"
