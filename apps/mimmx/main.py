@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from fastapi import HTTPException
 from lib.infer import MIMMXInfer
-from lib.requests import check_requests
+from lib.requests import check_requests, require_device
 from lib.sampling import HighestScore, PredictionScoring
 from lib.served import ServedBundle, find_bundle
 from lib.study import StudyFolder
@@ -99,6 +99,7 @@ class MIMMXApp(MONAILabelApp):
         """Predict one image; HTTP 404 for an unknown model or image, or a bundle without a trained model."""
         self._require("model", request.get("model"), self._infers)
         self.infer_task.require_model()
+        require_device(request.get("device"))
         image = str(request.get("image"))
         if not _is_upload(image) and not self._is_of_a_session(image):
             (datastore or self.datastore()).require_image(image)
@@ -121,7 +122,14 @@ class MIMMXApp(MONAILabelApp):
         """The next image; HTTP 404 for an unknown strategy or a folder without images; empty when all are labelled."""
         self._require("strategy", request.get("strategy") or "random", self._strategies)
         self.datastore().require_images()
+        require_device(request.get("device"))
         return super().next_sample(request)
+
+    def model_file(self, model: str, validate: bool = True) -> str | None:
+        """Where a model stands; HTTP 405 for a client that would replace it, by what nothing has checked."""
+        if not validate:
+            raise HTTPException(405, "models are not uploaded: fine-tune on labels, or start the server with --ckpt")
+        return super().model_file(model)
 
     def check(self, method: str, request: dict[str, Any], *, enqueue: bool = False) -> None:
         """HTTP error for a request of training, batch inference or scoring that cannot succeed."""
@@ -130,6 +138,7 @@ class MIMMXApp(MONAILabelApp):
         else:
             self._require("model", request.get("model"), self._trainers if method == "train" else self._infers)
         self.datastore().require_images()
+        require_device(request.get("device"))
         if method != "train":
             self.infer_task.require_model()
             return

@@ -263,7 +263,7 @@ def test_a_second_training_at_once_is_refused_unless_it_may_wait(serve, study, m
     assert len(started) == 2
 
 
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "labels/x", "..", "a\\b"])
+@pytest.mark.parametrize("name", ["../outside", "../../etc/passwd", "/etc/passwd", "labels/x", "..", "a\\b"])
 def test_names_that_leave_the_study_are_refused(name, serve, study, tmp_path):
     client = serve(study)
     (tmp_path / "outside.png").write_bytes((study / "case00_y0_z0.png").read_bytes())
@@ -279,6 +279,46 @@ def test_names_that_leave_the_study_are_refused(name, serve, study, tmp_path):
     refused(client.delete("/datastore/image", params={"id": name}), 404, "there is no image")
     assert client.get("/datastore/image", params={"image": name}).status_code == 404
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["../outside", "../../etc/passwd", "/etc/passwd", "..", "other"])
+def test_labels_are_found_by_the_names_of_an_image_and_a_tag_only(name, serve, study, tmp_path):
+    client = serve(study)
+    assert save(client, "case00_y0_z0", label_of("case00_y0_z0")).status_code == 200
+    (tmp_path / "outside.json").write_text("{}")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for label, tag in ((name, "final"), ("case00_y0_z0", name)):
+        asked = {"label": label, "tag": tag}
+        assert client.get("/datastore/label", params=asked).status_code == 404
+        told = f"there is no label of {label!r} with the tag {tag!r}"
+        refused(client.put("/datastore/label/info", params=asked, data={"info": '{"a": 1}'}), 404, told)
+        refused(client.delete("/datastore/label", params={"id": label, "tag": tag}), 404, told)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert client.delete("/datastore/label", params={"id": "case00_y0_z0", "tag": "final"}).status_code == 200
+    assert not list((study / "labels/final").iterdir())
+
+
+@pytest.mark.parametrize("device", ["quantum", "cpu:x", 7])
+def test_a_device_that_is_not_there_is_told(device, serve, study):
+    client = serve(study)
+    save_all(client, study)
+    asked = {"device": device}
+    for response in (
+        infer(client, "case00_y0_z0", **asked),
+        client.post("/batch/infer/brain_age", json=asked),
+        client.post("/train/brain_age", json=asked),
+        client.post("/scoring/predictions", json=asked),
+        client.post("/activelearning/shortcut", json=asked),
+    ):
+        refused(response, 400, f"expected device to be cpu or one of this computer's GPUs, got {device!r}")
+
+
+def test_a_model_is_not_taken_from_a_client(serve, study, tmp_path):
+    client = serve(study)
+    before = (tmp_path / "base.pt").read_bytes()
+    refused(client.put("/model/brain_age", files={"file": ("x.pt", b"x")}), 405, "models are not uploaded")
+    assert (tmp_path / "base.pt").read_bytes() == before and not (tmp_path / "tuned").exists()
+    assert client.get("/model/brain_age").content == before
 
 
 def test_an_image_can_be_added_and_removed(serve, study):

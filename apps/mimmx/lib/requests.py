@@ -6,9 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from fastapi import HTTPException
 from monailabel.endpoints import batch_infer, scoring, train
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks.task import AsyncTask
+from monailabel.utils.others.generic import name_to_device
 
 
 class CheckedTask(AsyncTask):
@@ -32,3 +35,11 @@ def check_requests() -> None:
     """From now on, the server's endpoints let the app check training, batch inference and scoring."""
     for endpoint in (batch_infer, scoring, train):
         endpoint.AsyncTask = CheckedTask
+
+
+def require_device(device: Any) -> None:
+    """HTTP 400 for a device that this computer does not have; MONAI Label takes names of GPUs too."""
+    try:
+        torch.empty(0, device=name_to_device(device))
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise HTTPException(400, f"expected device to be cpu or one of this computer's GPUs, got {device!r}") from error

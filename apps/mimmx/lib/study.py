@@ -91,6 +91,20 @@ class StudyFolder(LocalDatastore):
             read_label(label_filename, self.tasks, image_id)
         return super().save_label(image_id, label_filename, label_tag, label_info)
 
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Delete a label; HTTP 404 where there is none."""
+        self._require_label(label_id, label_tag)
+        super().remove_label(label_id, label_tag)
+
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        """Add to what is noted of a label; HTTP 404 where there is none."""
+        self._require_label(label_id, label_tag)
+        super().update_label_info(label_id, label_tag, info)
+
+    def _require_label(self, label_id: str, label_tag: str) -> None:
+        if not self.get_label_uri(label_id, label_tag):
+            raise HTTPException(404, f"there is no label of {label_id!r} with the tag {label_tag!r}")
+
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Add to what is noted of an image; HTTP 404 where there is none."""
         self.require_image(image_id)
