@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["replacing", "write_json", "write_text"]
+import torch
+
+__all__ = ["replacing", "write_checkpoint", "write_json", "write_text"]
 
 
 @contextmanager
@@ -46,3 +48,33 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write a JSON file as a whole."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_checkpoint(path: str | os.PathLike[str], content: Any) -> None:
+    """
+    Write a PyTorch file as a whole: what stood there before is lost only to a finished one.
+
+    Args:
+        path: the file; its folder is made if absent.
+        content: what ``torch.save`` takes.
+
+    Raises:
+        OSError: if it cannot be written, with the cause; an earlier file of that name is then untouched.
+
+    Example:
+        >>> write_checkpoint("weights.pt", {"layer": torch.zeros(2)})
+        >>> torch.load("weights.pt", weights_only=True)
+        {'layer': tensor([0., 0.])}
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as part, part.open("wb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:
+        # PyTorch's own error, where a write falls short, is that its archive is incomplete: the first one says why.
+        cause: BaseException = error
+        while not isinstance(cause, OSError) and (cause.__cause__ or cause.__context__) is not None:
+            cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+        reason = getattr(cause, "strerror", None) or cause
+        raise OSError(f"cannot save {target}: {reason}; a file saved there before is unharmed") from error

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import torch
 
-from monai_mimmx.files import replacing, write_json, write_text
+from monai_mimmx.files import replacing, write_checkpoint, write_json, write_text
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -29,3 +30,24 @@ def test_json_that_cannot_be_written_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
     write_json(tmp_path / "a.json", {"ä": [1]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"ä": [1]}
+
+
+def test_a_file_beyond_what_fits_is_told_by_its_cause_and_leaves_the_old_one(tmp_path):
+    resource = pytest.importorskip("resource", reason="Windows has no such limits")
+    write_checkpoint(tmp_path / "a.pt", {"value": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a real write that the system refuses
+    try:
+        with pytest.raises(
+            OSError, match=r"cannot save .*a\.pt: File too large; a file saved there before is unharmed"
+        ):
+            write_checkpoint(tmp_path / "a.pt", {"value": torch.zeros(10**6)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"] and torch.load(tmp_path / "a.pt") == {"value": 1}
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot save .*file/a\.pt: (File exists|Not a directory)"):
+        write_checkpoint(tmp_path / "file/a.pt", {})

@@ -392,13 +392,17 @@ class CachedImages(Dataset):
 
     def __getitem__(self, index: int) -> Batch:
         image = torch.from_numpy(np.array(self._pixels[self.rows[index]], dtype=np.float32))
-        return {"image": image, "label": torch.from_numpy(self.labels[index].copy())}
+        return {"image": image, "label": torch.from_numpy(self.labels[index].copy()), "row": torch.tensor(int(index))}
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The batch of these items: "image" `(B, C, *spatial)` float32 and "label" `(B, 1+N)` int64."""
-        picked = np.asarray(indices, dtype=np.int64)
+        """The batch of these items: "image" `(B, C, *spatial)` float32, "label" `(B, 1+N)` and "row" `(B,)` int64."""
+        picked = np.array(indices, dtype=np.int64)
         images = torch.from_numpy(np.asarray(self._pixels[self.rows[picked]])).float()
-        return {"image": images, "label": torch.from_numpy(self.labels[picked])}
+        return {"image": images, "label": torch.from_numpy(self.labels[picked]), "row": torch.from_numpy(picked)}
+
+    def files(self, rows: Sequence[int]) -> list[str]:
+        """The image files of these items, such as the "row" of a batch."""
+        return [str(path) for path in self.frame["image"].iloc[list(rows)]]
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

@@ -62,6 +62,7 @@ class EncodedBatches(Dataset):
         self.loader, self.encoder, self.prepare_batch = loader, encoder, prepare_batch
         self.device, self.passes, self.amp = torch.device(device), passes, amp
         self._encoded: tuple[Tensor, Tensor] | None = None
+        self._rows: list[int] = []
 
     @torch.no_grad()
     def _encode(self) -> tuple[Tensor, Tensor]:
@@ -74,6 +75,7 @@ class EncodedBatches(Dataset):
                     image, label = self.prepare_batch(batch, self.device, False)
                     outputs.append(self.encoder(image).float().cpu())
                     labels.append(label.cpu())
+                    self._rows += batch["row"].tolist() if "row" in batch else []
                     bar.update(len(label))
         features = torch.cat(outputs)
         logging.getLogger("monai_mimmx").info(
@@ -89,8 +91,13 @@ class EncodedBatches(Dataset):
         return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The batch of these items: "image", the features `(B, F)` float32, and "label" `(B, 1 + N)`."""
+        """The batch of these items: "image", the features `(B, F)` float32, "label" `(B, 1 + N)` and "row" `(B,)`."""
         if self._encoded is None:
             self._encoded = self._encode()
         picked: Any = torch.as_tensor(indices)
-        return {"image": self._encoded[0][picked], "label": self._encoded[1][picked]}
+        return {"image": self._encoded[0][picked], "label": self._encoded[1][picked], "row": picked}
+
+    def files(self, rows: Sequence[int]) -> list[str]:
+        """The image files of these items; none where the loader's batches do not tell."""
+        source: Any = self.loader.dataset
+        return source.files([self._rows[row] for row in rows]) if self._rows and hasattr(source, "files") else []

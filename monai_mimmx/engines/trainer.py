@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -103,7 +104,7 @@ class MIMMXTrainer(SupervisedTrainer):
 
     Raises:
         ValueError: for options out of range or that contradict each other.
-        FloatingPointError: in training, when the loss is not finite; the step is not taken.
+        FloatingPointError: in training, when the loss or its gradient is not finite; the step is not taken.
 
     Example:
         >>> from monai_mimmx.losses import BlockMutualInformation, MultiTaskCrossEntropy
@@ -332,20 +333,17 @@ class MIMMXTrainer(SupervisedTrainer):
             output.setdefault(f"attention_{name}", attention[:, i].detach().mean())
         output[Keys.LOSS] = loss
         engine.fire_event(IterationEvents.LOSS_COMPLETED)
-        if not bool(torch.isfinite(loss)):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} in epoch {engine.state.epoch}, iteration {engine.state.iteration}; training "
-                "stops before this step. The last saved checkpoint is intact: lower learning_rate or lambda_mi, or "
-                "look for extreme images in the table."
-            )
+        self._require_finite("loss", loss.detach())
 
         if self.scaler is not None:
             self.scaler.scale(loss).backward()
             self.scaler.unscale_(self.optimizer)
         else:
             loss.backward()
-        if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.max_grad_norm)
+        limit = math.inf if self.max_grad_norm is None else self.max_grad_norm
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        if self.scaler is None or not self.scaler.is_enabled():  # which would leave out the step itself
+            self._require_finite("gradient's norm", norm)
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         if self.scaler is not None:
             self.scaler.step(self.optimizer)
@@ -355,6 +353,15 @@ class MIMMXTrainer(SupervisedTrainer):
         output[Keys.LOSS] = loss.detach()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output  # post-processing may have replaced it
+
+    def _require_finite(self, what: str, value: Tensor) -> None:
+        """Stop before a step that could only spoil the weights."""
+        if not bool(torch.isfinite(value)):
+            raise FloatingPointError(
+                f"the {what} is {value.item()} in epoch {self.state.epoch}, iteration {self.state.iteration}; training "
+                "stops before this step. The last saved checkpoint is intact: lower learning_rate or lambda_mi, or "
+                "look for extreme images in the table."
+            )
 
     def _dependence_loss(
         self, features: Tensor, attention: Tensor, labels: Tensor, output: dict[str, Tensor]

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from monai_mimmx.data import CachedImages, keep_batch
 from monai_mimmx.data.splits import cell_index
 from monai_mimmx.evaluation.protocol import load_model
-from monai_mimmx.files import replacing
+from monai_mimmx.files import write_checkpoint
 from monai_mimmx.networks import MIMMXNet
 
 __all__ = ["refit_last_layer"]
@@ -136,8 +136,7 @@ def refit_last_layer(
     coefficients, intercepts = (np.mean(parts, axis=0) for parts in zip(*fits, strict=True))
     weight = coefficients / scale
     _write(network, weight, intercepts - weight @ mean)
-    with replacing(checkpoint) as part:
-        torch.save(network.state_dict(), part)
+    write_checkpoint(checkpoint, network.state_dict())
     return strength
 
 

@@ -2,7 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Handlers: Dynamic Loss Scaling, averaged weights, metrics of the heads, records of the epochs."""
 
-from monai_mimmx.handlers.checkpoints import RandomStates, best_so_far, latest_checkpoint, training_state
+from monai_mimmx.handlers.checkpoints import (
+    AtomicCheckpointSaver,
+    EpochValidationHandler,
+    RandomStates,
+    best_so_far,
+    latest_checkpoint,
+    training_state,
+)
+from monai_mimmx.handlers.faults import EstimatorCheck, FailureReport
 from monai_mimmx.handlers.loss_scaling import DynamicLossScaling, loss_scaling_factors
 from monai_mimmx.handlers.metrics import CellBalancedAccuracy, RobustAccuracy, head_accuracies, head_output
 from monai_mimmx.handlers.prediction_writer import AttentionInferer, PredictionWriter
@@ -10,10 +18,14 @@ from monai_mimmx.handlers.records import EpochRecorder, has_tensorboard, read_hi
 from monai_mimmx.handlers.weight_averaging import WeightAveraging
 
 __all__ = [
+    "AtomicCheckpointSaver",
     "AttentionInferer",
     "CellBalancedAccuracy",
     "DynamicLossScaling",
     "EpochRecorder",
+    "EpochValidationHandler",
+    "EstimatorCheck",
+    "FailureReport",
     "PredictionWriter",
     "RandomStates",
     "RobustAccuracy",

@@ -7,17 +7,150 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Sequence
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
 import torch
+from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
-from monai.handlers import CheckpointSaver
+from ignite.handlers.checkpoint import BaseSaveHandler
+from monai.handlers import CheckpointSaver, ValidationHandler
 
-__all__ = ["RandomStates", "best_so_far", "latest_checkpoint", "training_state"]
+from monai_mimmx.files import write_checkpoint
+
+__all__ = [
+    "AtomicCheckpointSaver",
+    "EpochValidationHandler",
+    "RandomStates",
+    "best_so_far",
+    "latest_checkpoint",
+    "training_state",
+]
+
+
+def every_and_last(interval: int) -> Any:
+    """The event at the end of every ``interval``-th epoch, and of the last one."""
+
+    def due(engine: Engine, epoch: int) -> bool:
+        return epoch % interval == 0 or epoch == engine.state.max_epochs
+
+    return Events.EPOCH_COMPLETED(event_filter=due)
+
+
+class EpochValidationHandler(ValidationHandler):
+    """
+    MONAI's handler that validates every ``interval`` epochs, which here validates after the last epoch too.
+
+    Otherwise the epochs behind the last multiple of ``interval`` would be trained and never used.
+
+    Args:
+        interval: epochs from one validation to the next.
+        validator: the evaluator.
+
+    Example:
+        >>> trainer, seen = Engine(lambda engine, batch: None), []
+        >>> handler = EpochValidationHandler(2)
+        >>> handler.validator = type("Validator", (), {"run": lambda self, epoch: seen.append(epoch)})()
+        >>> handler.attach(trainer)
+        >>> _ = trainer.run([0], max_epochs=5)
+        >>> seen
+        [2, 4, 5]
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Validate at the end of every ``interval``-th epoch of ``engine`` and of its last."""
+        engine.add_event_handler(every_and_last(self.interval), self)
+
+
+class _WholeFiles(BaseSaveHandler):
+    """Where a saver's files go: each is there as a whole or not at all, written by the first process."""
+
+    def __init__(self, folder: str | os.PathLike[str], filename: str | None) -> None:
+        self.folder, self.filename = Path(folder), filename
+
+    def __call__(self, checkpoint: Mapping, filename: str, metadata: Mapping | None = None) -> None:
+        if idist.get_rank() == 0:
+            write_checkpoint(self.folder / (self.filename or filename), checkpoint)
+
+    def remove(self, filename: str) -> None:
+        # A file of a fixed name is not removed to make room for the next: that one replaces it, or fails to.
+        if idist.get_rank() == 0 and self.filename is None:
+            (self.folder / filename).unlink(missing_ok=True)
+
+
+class AtomicCheckpointSaver(CheckpointSaver):
+    """
+    MONAI's :class:`~monai.handlers.CheckpointSaver`, safe against a death in the middle of it.
+
+    Files are written beside their place and then renamed: a training that is killed while it saves, or that finds the
+    disk full, leaves the checkpoint before as it was. Those of every ``save_interval``-th epoch are joined by one of
+    the last epoch. Where a training starts from its first epoch, checkpoints that an earlier one left under the same
+    prefix are removed, so that nobody resumes from them by mistake; where it goes on, they count among the ``n_saved``.
+
+    Args:
+        args: those of :class:`~monai.handlers.CheckpointSaver`.
+        kwargs: the same.
+
+    Raises:
+        OSError: while training, if a checkpoint cannot be written, with the cause.
+
+    Example:
+        >>> from torch import nn
+        >>> trainer = Engine(lambda engine, batch: None)
+        >>> saver = AtomicCheckpointSaver("models", {"net": nn.Linear(1, 1)}, file_prefix="state", save_interval=2)
+        >>> saver.attach(trainer)
+        >>> _ = trainer.run([0], max_epochs=3)
+        >>> sorted(path.name for path in Path("models").iterdir())
+        ['state_net_epoch=2.pt', 'state_net_epoch=3.pt']
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for checkpoint in (self._final_checkpoint, self._key_metric_checkpoint, self._interval_checkpoint):
+            if checkpoint is not None:
+                named = getattr(checkpoint.save_handler, "filename", None)
+                checkpoint.save_handler = _WholeFiles(self.save_dir, named)
+        self._begun = False
+
+    def attach(self, engine: Engine) -> None:
+        """Save in the epochs of ``engine``."""
+        interval, self._interval_checkpoint = self._interval_checkpoint, None
+        super().attach(engine)
+        self._interval_checkpoint = interval
+        if interval is None:
+            return
+        if not self.epoch_level:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.save_interval), self.interval_completed)
+            return
+        # Not at STARTED, where a checkpoint that restores the epoch may not have been loaded yet.
+        engine.add_event_handler(Events.EPOCH_STARTED, self._take_over)
+        engine.add_event_handler(every_and_last(self.save_interval), self.interval_completed)
+
+    def _take_over(self, engine: Engine) -> None:
+        """Deal with what an earlier training left, once."""
+        if self._begun or self._interval_checkpoint is None:
+            return
+        self._begun = True
+        if idist.get_rank() > 0:
+            return
+        prefix = self._interval_checkpoint.filename_prefix
+        folder = Path(self.save_dir)
+        for part in folder.glob(f".{prefix}*.part"):  # of a process that was killed while it saved
+            part.unlink(missing_ok=True)
+        found = {}
+        for path in folder.glob(f"{prefix}*.pt"):
+            if epoch := re.search(r"epoch=(\d+)", path.name):
+                found[int(epoch[1])] = path
+        earlier = sorted(epoch for epoch in found if epoch < engine.state.epoch)
+        kept = earlier[-self._interval_checkpoint.n_saved :] if self._interval_checkpoint.n_saved else earlier
+        for epoch in found.keys() - set(kept):
+            found[epoch].unlink(missing_ok=True)
+        self._interval_checkpoint._saved = [Checkpoint.Item(epoch, found[epoch].name) for epoch in kept]
 
 
 class RandomStates:
@@ -98,9 +231,21 @@ def best_so_far(saver: CheckpointSaver) -> Checkpoint:
     return checkpoint
 
 
+def newest_whole(folder: str | os.PathLike[str], prefix: str) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint file that is whole, and those newer than it that are cut short."""
+    damaged = []
+    for path in sorted(Path(folder).glob(f"{prefix}*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        if zipfile.is_zipfile(path):  # the archive's table of contents is its end
+            return path, damaged
+        damaged.append(path)
+    return None, damaged
+
+
 def latest_checkpoint(folder: str | os.PathLike[str], prefix: str = "state") -> str | None:
     """
-    The newest checkpoint file of a training; ``None`` where it stopped before the first, which the log says.
+    The newest whole checkpoint file of a training; ``None`` where it stopped before the first, which the log says.
+
+    A file that is cut short, such as by a loss of power, is passed over, which the log says too.
 
     Args:
         folder: where the training saved.
@@ -110,13 +255,16 @@ def latest_checkpoint(folder: str | os.PathLike[str], prefix: str = "state") -> 
         >>> latest_checkpoint("there/is/no/such/folder") is None
         True
     """
-    found = sorted(Path(folder).glob(f"{prefix}*.pt"), key=lambda path: path.stat().st_mtime_ns)
-    if not found:
-        logging.getLogger("monai_mimmx").warning(
+    logger = logging.getLogger("monai_mimmx")
+    found, damaged = newest_whole(folder, prefix)
+    for path in damaged:
+        logger.warning(f"the checkpoint {path} is cut short and cannot be loaded: looking for one before it.")
+    if found is None:
+        logger.warning(
             f"there is no checkpoint {prefix}*.pt in {folder} to resume from: the training starts from the beginning."
         )
         return None
-    return str(found[-1])
+    return str(found)
 
 
 def training_state(best: CheckpointSaver, **parts: Any) -> dict[str, Any]:
@@ -136,7 +284,7 @@ def training_state(best: CheckpointSaver, **parts: Any) -> dict[str, Any]:
 
     Example:
         >>> from torch import nn
-        >>> saver = CheckpointSaver("models", {"model": nn.Linear(1, 1)}, save_key_metric=True)
+        >>> saver = AtomicCheckpointSaver("models", {"model": nn.Linear(1, 1)}, save_key_metric=True)
         >>> list(training_state(saver, network=nn.Linear(1, 1), dependence=None, loss=nn.ReLU()))
         ['network', 'best']
     """

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -92,6 +93,11 @@ class BlockMutualInformation(nn.Module):
                 for group, estimator in zip(self.groups, self.estimators, strict=True)
             ]
         )
+
+    def resolvable_nats(self, batch_size: int) -> float:
+        """The logarithm of the number of product pairs of a batch: an estimate beyond it is none."""
+        negatives: int = self.estimators[0].negatives  # type: ignore[assignment]
+        return math.log(max(1, batch_size * min(negatives, batch_size - 1)))
 
 
 class BlockDistanceCorrelation(nn.Module):

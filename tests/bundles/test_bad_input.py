@@ -3,7 +3,9 @@
 """What a user can get wrong in a bundle's options, table or images, and the one error that tells it."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -237,8 +239,15 @@ def test_a_loss_that_turns_nan_stops_and_keeps_the_checkpoint(folders, tmp_path)
             next(network.parameters()).data.fill_(float("nan"))
 
     trainer.add_event_handler(Events.EPOCH_STARTED, spoil)
-    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 3, .*last saved checkpoint is intact"):
+    message = (
+        r"the loss is nan in epoch 3, .*last saved checkpoint is intact.* most extreme first: (.*?), .* in the log"
+    )
+    with pytest.raises(FloatingPointError, match=message) as caught:
         trainer.run()
+    assert str(caught.value).endswith(
+        f"The last checkpoint is {tmp_path}/models/state_checkpoint_epoch=2.pt, from which --resume true goes on."
+    )
+    assert Path(re.search(message, str(caught.value))[1]).is_file()
     saved = sorted(path.name for path in tmp_path.glob("models/state*"))
     assert saved == ["state_checkpoint_epoch=1.pt", "state_checkpoint_epoch=2.pt"]
     assert (tmp_path / "models/model.pt").is_file()

@@ -2,25 +2,142 @@
 # SPDX-License-Identifier: Apache-2.0
 """The newest checkpoint is found; a training's state has all parts that have one."""
 
+import errno
 import os
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from monai.handlers import CheckpointSaver
 from monai.transforms import Compose
 
 from monai_mimmx.data import make_sampler
-from monai_mimmx.handlers import RandomStates, best_so_far, latest_checkpoint, training_state
+from monai_mimmx.handlers import (
+    AtomicCheckpointSaver,
+    RandomStates,
+    best_so_far,
+    latest_checkpoint,
+    training_state,
+)
 from monai_mimmx.transforms import RandBatchAugment
 
 
 def test_newest_of_the_prefix(tmp_path):
     for age, name in enumerate(("state_10.pt", "state_9.pt", "model.pt")):
-        (tmp_path / name).touch()
+        torch.save({}, tmp_path / name)
         os.utime(tmp_path / name, (1000 + age, 1000 + age))
     assert latest_checkpoint(tmp_path) == str(tmp_path / "state_9.pt")
+
+
+def test_a_file_that_is_cut_short_is_passed_over(tmp_path, caplog):
+    for age, name in enumerate(("state_1.pt", "state_2.pt")):
+        torch.save({"weights": torch.zeros(100)}, tmp_path / name)
+        os.utime(tmp_path / name, (1000 + age, 1000 + age))
+    whole = (tmp_path / "state_2.pt").read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "state_2.pt").write_bytes(whole[:size])
+        os.utime(tmp_path / "state_2.pt", (2000, 2000))
+        assert latest_checkpoint(tmp_path) == str(tmp_path / "state_1.pt")
+    assert f"the checkpoint {tmp_path / 'state_2.pt'} is cut short" in caplog.text
+    (tmp_path / "state_1.pt").write_bytes(b"")
+    assert latest_checkpoint(tmp_path) is None
+
+
+def trained(folder, epochs, *, interval=1, start=0, n_saved=2, name=None):
+    """An engine that goes on from epoch `start`, saves its state, and a model that is better in each epoch."""
+    engine, layer = Engine(lambda engine, batch: None), torch.nn.Linear(1, 1)
+    options = {"file_prefix": "state", "save_interval": interval, "n_saved": n_saved}
+    AtomicCheckpointSaver(str(folder), {"layer": layer}, **options).attach(engine)
+    best = AtomicCheckpointSaver(
+        str(folder), {"layer": layer}, save_key_metric=True, key_metric_name="score", key_metric_filename=name
+    )
+
+    @engine.on(Events.EPOCH_STARTED)
+    def measure(engine):
+        engine.state.metrics["score"] = float(engine.state.epoch)
+        torch.nn.init.constant_(layer.weight, float(engine.state.epoch))
+
+    best.attach(engine)
+    if start:
+        engine.add_event_handler(Events.STARTED, lambda: setattr(engine.state, "iteration", start))
+        engine.add_event_handler(Events.STARTED, lambda: setattr(engine.state, "epoch", start))
+    engine.run([0], max_epochs=epochs)
+
+
+def names(folder, pattern="*"):
+    return sorted(path.name for path in folder.glob(pattern))
+
+
+class TestAtomicCheckpointSaver:
+    def test_every_interval_and_the_last_epoch(self, tmp_path):
+        trained(tmp_path, 5, interval=2, n_saved=None, name="model.pt")
+        assert names(tmp_path, "state*") == [f"state_layer_epoch={epoch}.pt" for epoch in (2, 4, 5)]
+
+    @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+    def test_a_write_that_falls_short_leaves_what_was_saved_before(self, tmp_path, monkeypatch, error):
+        save, calls = torch.save, []
+
+        def fails(content, file):
+            calls.append(file)
+            save(content, file)
+            if len(calls) > full:
+                file.truncate(20)
+                raise error
+
+        monkeypatch.setattr(torch, "save", fails)
+        for full in (2, 3):  # each epoch saves the state, then the model
+            calls.clear()
+            for path in tmp_path.iterdir():
+                path.unlink()
+            with pytest.raises(type(error)) as caught:
+                trained(tmp_path, 3, name="model.pt")
+            left = [1, 2] if full == 3 else [1]
+            assert names(tmp_path) == ["model.pt", *(f"state_layer_epoch={epoch}.pt" for epoch in left)]
+            assert float(torch.load(tmp_path / "model.pt")["weight"]) == 1.0
+            assert float(torch.load(latest_checkpoint(tmp_path))["weight"]) == float(left[-1])
+            if isinstance(error, OSError):
+                message = r"cannot save .*/(state|model).*\.pt: No space left on device; a file saved there before"
+                assert re.match(message, str(caught.value))
+
+    def test_the_best_model_is_there_at_any_moment(self, tmp_path, monkeypatch):
+        # MONAI's saver removes the best model before it writes the better one.
+        missing, replace = [], os.replace
+
+        def checks(source, target):
+            missing.append(not Path(target).exists())
+            replace(source, target)
+
+        monkeypatch.setattr("monai_mimmx.files.os.replace", checks)
+        trained(tmp_path, 3, interval=0, name="model.pt")
+        assert missing == [True, False, False] and float(torch.load(tmp_path / "model.pt")["weight"]) == 3.0
+
+    def test_a_new_training_removes_the_checkpoints_of_an_earlier_one(self, tmp_path):
+        trained(tmp_path, 4, name="model.pt")
+        (tmp_path / ".state_layer_epoch=9.pt.77.part").touch()
+        trained(tmp_path, 1, name="model.pt")
+        assert names(tmp_path) == ["model.pt", "state_layer_epoch=1.pt"]
+
+    def test_a_resumed_training_counts_what_it_found(self, tmp_path):
+        trained(tmp_path, 3, name="model.pt")
+        assert names(tmp_path, "state*") == ["state_layer_epoch=2.pt", "state_layer_epoch=3.pt"]
+        trained(tmp_path, 4, start=3, name="model.pt")
+        assert names(tmp_path, "state*") == ["state_layer_epoch=3.pt", "state_layer_epoch=4.pt"]
+
+    def test_other_users_may_read_the_files(self, tmp_path):
+        trained(tmp_path, 1, name="model.pt")
+        (tmp_path / "plain").touch()
+        assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "plain").stat().st_mode}
+
+    def test_by_iteration(self, tmp_path):
+        engine = Engine(lambda engine, batch: None)
+        parts = {"layer": torch.nn.Linear(1, 1)}
+        AtomicCheckpointSaver(str(tmp_path), parts, save_interval=2, epoch_level=False).attach(engine)
+        engine.run([0] * 5, max_epochs=1)
+        assert names(tmp_path) == ["layer_iteration=2.pt", "layer_iteration=4.pt"]
 
 
 def test_none_is_told(tmp_path, caplog):

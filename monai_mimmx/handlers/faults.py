@@ -1,0 +1,158 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What a training that goes wrong tells: which images were at hand, what is saved, and whether the estimate means anything."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor
+
+from monai_mimmx.handlers.checkpoints import newest_whole
+
+__all__ = ["EstimatorCheck", "FailureReport"]
+
+
+def batch_files(batch: Any, dataset: Any) -> list[str]:
+    """
+    The image files of a batch, the most extreme pixels first; none where it does not tell.
+
+    Args:
+        batch: with "image" `(B, ...)`, and "row", positions in the dataset, `(B,)`, or the file names in the metadata
+            of a :class:`~monai.data.MetaTensor`.
+        dataset: with ``files``, from rows to names, such as :class:`~monai_mimmx.data.CachedImages`.
+    """
+    if not isinstance(batch, Mapping) or not isinstance(batch.get("image"), Tensor):
+        return []
+    image = batch["image"]
+    if "row" in batch and hasattr(dataset, "files"):
+        names = dataset.files(batch["row"].tolist())
+    else:
+        names = getattr(image, "meta", {}).get("filename_or_obj", [])
+    names = [names] if isinstance(names, str) else [str(name) for name in names]
+    if len(names) != len(image):
+        return []
+    extreme = torch.as_tensor(image).detach().float().flatten(1).abs().amax(1).nan_to_num(nan=float("inf"))
+    return [names[i] for i in extreme.argsort(descending=True, stable=True).tolist()]
+
+
+class FailureReport:
+    """
+    Add to a loss or gradient that is not finite what the trainer cannot know: the batch's images and the last checkpoint.
+
+    The message names the first images, those with the most extreme pixels leading; the log lists all of them.
+
+    Args:
+        checkpoint_dir: where the training saves.
+        prefix: start of its checkpoints' names.
+        after: epochs that another engine trained before; those of this one are counted on from there.
+        shown: images that the message names.
+
+    Raises:
+        FloatingPointError: the trainer's, with more to say.
+
+    Example:
+        >>> def step(engine, batch):
+        ...     raise FloatingPointError("the loss is nan in epoch 1.")
+        >>> trainer = Engine(step)
+        >>> FailureReport("models").attach(trainer)
+        >>> trainer.run([{"image": torch.zeros(2, 1)}])
+        Traceback (most recent call last):
+            ...
+        FloatingPointError: the loss is nan in epoch 1. No checkpoint has been saved yet.
+    """
+
+    def __init__(
+        self, checkpoint_dir: str | os.PathLike[str], *, prefix: str = "state", after: int = 0, shown: int = 5
+    ) -> None:
+        self.checkpoint_dir, self.prefix, self.after, self.shown = checkpoint_dir, prefix, after, shown
+        self.logger = logging.getLogger("monai_mimmx")
+
+    def attach(self, engine: Engine) -> None:
+        """Report the failure of ``engine``."""
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._report)
+
+    def _report(self, engine: Engine, error: BaseException) -> None:
+        if not isinstance(error, FloatingPointError) or isinstance(error.__cause__, FloatingPointError):
+            raise error  # Ignite comes here twice, the second time with what was raised the first time
+        parts = [str(error)]
+        if self.after:
+            parts.append(f"That is epoch {self.after + engine.state.epoch} of the run.")
+        if names := batch_files(engine.state.batch, getattr(engine.state.dataloader, "dataset", None)):
+            self.logger.error("the images of the batch, the most extreme first:\n" + "\n".join(names))
+            more = f", and {len(names) - self.shown} more in the log" if len(names) > self.shown else ""
+            parts.append(f"Images of this batch, the most extreme first: {', '.join(names[: self.shown])}{more}.")
+        found, _ = newest_whole(self.checkpoint_dir, self.prefix)
+        if found is None:
+            parts.append("No checkpoint has been saved yet.")
+        else:
+            parts.append(f"The last checkpoint is {found}, from which --resume true goes on.")
+        raise FloatingPointError(" ".join(parts)) from error
+
+
+class EstimatorCheck:
+    """
+    Warn, once for each term, when an estimate of mutual information is beyond what its batches can show.
+
+    From n product pairs a batch an estimate can tell no more than ln n nats: pairs that are rarer than one in n under
+    the product of the marginals do not occur among them, and no lower bound that holds with confidence for any
+    distribution exceeds the order of ln n. An estimate whose mean over an epoch lies above comes of an estimator that
+    has learned its batches by heart, or diverges; one as far below 0, where a constant statistics network gives 0, of an
+    encoder that runs away from it. The training goes on: the estimate can come back, and the selection of the model does
+    not read it.
+
+    Attach it AFTER the :class:`EpochRecorder`, whose means it reads, to a trainer whose ``dependence`` has
+    ``resolvable_nats``, such as :class:`~monai_mimmx.losses.BlockMutualInformation`; with others it does nothing.
+
+    Args:
+        after: epochs that another engine trained before; those of this one are counted on from there.
+
+    Example:
+        >>> from monai_mimmx.losses import BlockMutualInformation
+        >>> trainer = Engine(lambda engine, batch: {"label": torch.zeros(16, 2)})
+        >>> trainer.dependence = BlockMutualInformation(8, factors=(0,), negatives=4)
+        >>> check = EstimatorCheck()
+        >>> check.attach(trainer)
+        >>> _ = trainer.run([0], max_epochs=1)
+        >>> check.limit(trainer)  # ln(16 * 4)
+        4.15...
+
+    Reference:
+        McAllester and Stratos, Formal Limitations on the Measurement of Mutual Information, AISTATS 2020.
+    """
+
+    def __init__(self, *, after: int = 0) -> None:
+        self.after = after
+        self.logger = logging.getLogger("monai_mimmx")
+        self._warned: set[str] = set()
+
+    def attach(self, engine: Engine) -> None:
+        """Look at the estimates at the end of every epoch of ``engine``."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._check)
+
+    def limit(self, engine: Engine) -> float | None:
+        """The nats that one batch of ``engine`` can show; ``None`` where its term is no estimate."""
+        resolvable = getattr(getattr(engine, "dependence", None), "resolvable_nats", None)
+        if resolvable is None:
+            return None
+        output: Any = engine.state.output
+        samples = len(output) if isinstance(output, list) else len(output["label"])
+        return float(resolvable(samples))
+
+    def _check(self, engine: Engine) -> None:
+        limit = self.limit(engine)
+        for name in () if limit is None else getattr(engine, "term_names", ()):
+            value = engine.state.metrics.get(f"mi_{name}", 0.0)
+            if abs(value) > limit and name not in self._warned:  # type: ignore[operator]
+                self._warned.add(name)
+                self.logger.warning(
+                    f"epoch {self.after + engine.state.epoch}: the estimate of the mutual information with {name} is "
+                    f"{value:.1f} nats, beyond the {limit:.1f} that a batch can show: the estimator diverges. Lower "
+                    "mine_learning_rate or lambda_mi, or raise n_b or batch_size; until it is back, mi in history.jsonl "
+                    "says nothing, and neither does the term that the encoder minimises. This is said once."
+                )
