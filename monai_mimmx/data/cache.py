@@ -32,6 +32,7 @@ except ImportError:  # not on Windows
 CACHE_VERSION = 1
 DTYPES = ("float16", "float32")
 _MAX_FAILURES = 10
+_CHUNK_BYTES = 2**20
 
 Transform = Callable[[dict[str, Any]], Mapping[str, Any]]
 Batch = dict[str, torch.Tensor]
@@ -397,7 +398,13 @@ class CachedImages(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The batch of these items: "image" `(B, C, *spatial)` float32 and "label" `(B, 1+N)` int64."""
         picked = np.asarray(indices, dtype=np.int64)
-        images = torch.from_numpy(np.asarray(self._pixels[self.rows[picked]])).float()
+        rows = self.rows[picked]
+        images = torch.empty((len(rows), *self.image_shape))
+        step = max(1, _CHUNK_BYTES * len(self._pixels) // self._pixels.nbytes)
+        for start in range(
+            0, len(rows), step
+        ):  # what is gathered is still in the processor's cache when it is converted
+            images[start : start + step] = torch.from_numpy(np.asarray(self._pixels[rows[start : start + step]]))
         return {"image": images, "label": torch.from_numpy(self.labels[picked])}
 
     def __getstate__(self) -> dict[str, Any]:
