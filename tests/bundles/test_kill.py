@@ -79,7 +79,7 @@ def test_a_killed_process_ends_the_other(folders, tmp_path):
             stderr = errors if rank == "0" else subprocess.DEVNULL
             processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr))
         try:
-            until = time.monotonic() + 240
+            until = time.monotonic() + 600
             while not (history := output / "history.jsonl").exists() or not history.read_text():
                 assert time.monotonic() < until and all(process.poll() is None for process in processes)
                 time.sleep(0.1)
