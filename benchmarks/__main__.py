@@ -1,25 +1,29 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
 """
-Run the benchmarks and write their rows as JSON and as tables.
+Run the benchmarks and write their rows as JSON and as tables, and what they come to in the README.
 
 python -m benchmarks                                  all of them
-python -m benchmarks --only mine_update epoch         some
-python -m benchmarks --quick                          sizes that only show that they run
+python -m benchmarks --only mine_update epoch         some; the others stay as they were measured on this machine
+python -m benchmarks --quick --output_dir DIR         sizes that only show that they run
+python -m benchmarks --only                           none: only write the tables again
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import monai
 import torch
 
+from monai_mimmx.engines import reuse_freed_memory
 from monai_mimmx.files import write_json, write_text
 from monai_mimmx.report.page import markdown_table
 
@@ -34,15 +38,29 @@ NAMES = (
     "comparison_report",
 )
 HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- benchmarks: written by python -m benchmarks -->\n", "<!-- benchmarks: end -->"
+EMPTY: dict[str, Any] = {"machine": {}, "load": {}, "benchmarks": {}}
 
 
-def format_tables(results: dict[str, Any]) -> str:
-    """Markdown: a paragraph and a table per group of rows, and a line on the machine."""
+def describe_machine(results: Mapping[str, Any]) -> str:
+    """One sentence on where, and whether the machine was free."""
     machine = results["machine"]
-    parts = [
+    text = (
         f"Measured on {machine['processor']}, {machine['threads']} thread(s) of {machine['cores']} cores, PyTorch "
         f"{machine['torch']}, MONAI {machine['monai']}, Python {machine['python']}."
-    ]
+    )
+    busiest = max(results["load"].values(), default=0.0)
+    if busiest > machine["threads"]:
+        text += (
+            f" Others were using the machine (load before a benchmark up to {busiest:.1f}): trust ratios, not seconds."
+        )
+    return text
+
+
+def format_tables(results: Mapping[str, Any]) -> str:
+    """Markdown: a line on the machine, then a paragraph and a table per group of rows."""
+    parts = [describe_machine(results)]
     for name, groups in results["benchmarks"].items():
         parts.append(" ".join((importlib.import_module(f"benchmarks.{name}").__doc__ or "").split()))
         for rows in groups.values():
@@ -51,13 +69,144 @@ def format_tables(results: dict[str, Any]) -> str:
     return "\n\n".join(parts).replace("_", " ") + "\n"
 
 
+def format_summary(results: Mapping[str, Any]) -> str:
+    """Markdown for the README: what the recorded rows come to, a line each; benchmarks without rows have none."""
+    if not results["benchmarks"]:
+        return "Nothing is recorded yet: `python -m benchmarks`.\n"
+    lines: list[list[str]] = []
+    for name, groups in results["benchmarks"].items():
+        lines += _SUMMARIES[name](groups)
+    return markdown_table(["what", "measured"], lines) + f"\n\n{describe_machine(results)}\n"
+
+
+def _mine_update(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
+    lines = []
+    for row in groups["cost"]:
+        what = f"MINE update, B = {row['batch']}" + (f", {row['factors']} factors" if row["factors"] > 1 else "")
+        ours = f"{_cell(row['bundles_milliseconds'])} ms, {_cell(row['bundles_megabytes'])} MB"
+        if "literature_milliseconds" in row:
+            ours += (
+                f"; the literature's form {_cell(row['literature_milliseconds'])} ms, "
+                f"{_cell(row['literature_megabytes'])} MB: {_cell(row['bundles_times_cheaper'])} times as dear "
+                f"({_cell(row['default_times_cheaper'])} with 16 negatives, {_cell(row['many_times_cheaper'])} with 64)"
+            )
+        lines.append([what, ours])
+    for row in groups["estimates"]:
+        values = ", ".join(
+            f"{name} {row[f'{form}_bias']:+.3f} ± {row[f'{form}_spread']:.3f}"
+            for form, name in (
+                ("bundles", "4 negatives"),
+                ("default", "16"),
+                ("many", "64"),
+                ("literature", "literature"),
+            )
+        )
+        what = f"Estimate of {row['true_nats']:.3f} nats, bias ± spread (B = {row['batch']}, {row['updates']} updates)"
+        lines.append([what, values])
+    return lines
+
+
+def _epoch(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
+    names = {
+        "baseline": "`baseline`",
+        "mimmx": "`mimmx`, N_B = 6, buffered features",
+        "mimmx_fresh_batches": "`mimmx`, N_B = 6, fresh batches",
+    }
+    return [
+        [
+            f"Epoch of `brain_age`, {names[row['training']]}",
+            f"{_cell(row['times_baseline'])} x baseline, {_cell(row['images_per_second'])} images/s, "
+            f"{100 * row['share_outside_encoder_and_estimator']:.0f} % outside encoder and estimator, "
+            f"{_cell(row['peak_megabytes'])} MB",
+        ]
+        for row in groups["epoch"]
+    ]
+
+
+def _processes(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
+    return [
+        [f"{row['processes']} processes, as large a joint batch", f"{_cell(row['times_faster'])} times as fast as one"]
+        for row in groups["processes"]
+        if row["processes"] > 1
+    ]
+
+
+def _table_to_splits(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
+    return [
+        [
+            f"Table of {row['table_rows']:,} rows to subsets",
+            f"{_cell(row['read_seconds'])} s to read, {_cell(row['split_seconds'])} s to split",
+        ]
+        for row in groups["table"]
+    ]
+
+
+def _image_cache(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
+    return [
+        [
+            "Image cache, 96x96",
+            f"{_cell(row['build_milliseconds_per_image'])} ms an image to build, "
+            f"{_cell(row['read_milliseconds_per_image'])} ms to read (decoding: "
+            f"{_cell(row['decode_milliseconds_per_image'])} ms), {_cell(row['kilobytes_per_image'])} kB an image",
+        ]
+        for row in groups["cache"]
+    ]
+
+
+def _evaluation(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
+    return [
+        [
+            f"Probes and t-SNE, {row['samples']:,} samples",
+            f"{_cell(row['probes_seconds'])} s and {_cell(row['tsne_seconds'])} s",
+        ]
+        for row in groups["evaluation"]
+    ]
+
+
+def _comparison_report(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
+    return [
+        [f"Page of {row['runs']} runs", f"{_cell(row['seconds'])} s, {_cell(row['page_megabytes'])} MB"]
+        for row in groups["report"]
+    ]
+
+
+_SUMMARIES = {
+    "mine_update": _mine_update,
+    "epoch": _epoch,
+    "processes": _processes,
+    "table_to_splits": _table_to_splits,
+    "image_cache": _image_cache,
+    "evaluation": _evaluation,
+    "comparison_report": _comparison_report,
+}
+
+
+def with_summary(text: str, results: Mapping[str, Any]) -> str:
+    """
+    A text with the summary between its two markers.
+
+    Raises:
+        ValueError: it does not hold each marker once, in order.
+    """
+    before, found, rest = text.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not found or not ended or BEGIN in after or END in after:
+        raise ValueError(f"expected the lines {BEGIN.strip()!r} and {END!r} once each, in this order")
+    return f"{before}{BEGIN}\n{format_summary(results)}\n{END}{after}"
+
+
+def load_results(path: Path) -> dict[str, Any]:
+    """The recorded results; no benchmarks where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else EMPTY  # type: ignore[no-any-return]
+
+
 def _cell(value: Any) -> str:
     return (
         f"{value:.3g}"
         if isinstance(value, float) and abs(value) < 1000
         else f"{value:,}"
         if isinstance(value, int)
-        else (f"{value:.0f}" if isinstance(value, float) else str(value))
+        else (f"{value:,.0f}" if isinstance(value, float) else str(value))
     )
 
 
@@ -67,34 +216,47 @@ def _processor() -> str:
 
 
 def main() -> None:
-    """Write `results.json` and `results.md`, beside this file unless told otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
+    """Write `results.json` and `results.md`, and the README's table where they are written beside this file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output_dir", type=Path, default=HERE)
     options = parser.parse_args()
+    if options.quick and options.output_dir == HERE:
+        parser.error("--quick measures nothing worth recording: give --output_dir, another folder")
+    reuse_freed_memory()  # as the bundles do, for all that is compared
     torch.set_num_threads(options.threads)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    results: dict[str, Any] = {
-        "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "threads": options.threads,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "monai": monai.__version__,
-        },
-        "benchmarks": {},
+    machine = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": options.threads,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "monai": monai.__version__,
     }
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    for name in options.only:
-        print(f"{name} ...", flush=True)
-        results["benchmarks"][name] = importlib.import_module(f"benchmarks.{name}").measure(options.quick)
-        # After each, so that what was measured is not lost.
-        write_json(options.output_dir / "results.json", results)
-        write_text(options.output_dir / "results.md", format_tables(results))
-    print(format_tables(results))
+    known = load_results(options.output_dir / "results.json")
+    if options.only and known["machine"] != machine:  # what was measured elsewhere does not stand beside it
+        known = {"machine": machine, "load": {}, "benchmarks": {}}
+    for name in (*options.only, None):
+        if name is not None:
+            print(f"{name} ...", flush=True)
+            known["load"][name] = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+            known["benchmarks"][name] = importlib.import_module(f"benchmarks.{name}").measure(options.quick)
+        if not known["benchmarks"]:
+            continue
+        # After each, so that what was measured is not lost; always in the same order.
+        for part in ("load", "benchmarks"):
+            known[part] = {key: known[part][key] for key in NAMES if key in known[part]}
+        write_json(options.output_dir / "results.json", known)
+        write_text(options.output_dir / "results.md", format_tables(known))
+        if options.output_dir == HERE:
+            write_text(README, with_summary(README.read_text(encoding="utf-8"), known))
+    print(format_summary(known))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 One epoch of `mimmx` against one of `baseline` in the brain bundle: same data, same encoder, and where the time goes.
 
 Three trainings take turns: `baseline`; `mimmx` with its estimator on buffered features, as the bundle does; and `mimmx`
-whose every estimator step encodes a fresh batch, as the method is written.
+whose every estimator step encodes a fresh batch, as the method is written. Peak memory is what an epoch adds to a process
+with the bundle built.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import io
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser
 from monai.engines.utils import IterationEvents
 
-from benchmarks.timing import interleaved
+from benchmarks.timing import interleaved, peak_megabytes
+from monai_mimmx.engines import reuse_freed_memory
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "brain_age"
 FORMS: dict[str, dict[str, Any]] = {
@@ -32,7 +35,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 class Stopwatch:
-    """Seconds of a training in each part of its iterations."""
+    """Seconds of a training in each part of its iterations, wherever in an iteration a part comes."""
 
     def __init__(self, trainer: Any) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -40,7 +43,6 @@ class Stopwatch:
         for event, part in (
             (Events.GET_BATCH_STARTED, "handlers"),
             (Events.GET_BATCH_COMPLETED, "data"),
-            (IterationEvents.FORWARD_COMPLETED, "encoder"),  # with the augmentation of the batch
             (IterationEvents.INNER_ITERATION_STARTED, "losses"),
             (IterationEvents.INNER_ITERATION_COMPLETED, "estimator"),
             (IterationEvents.LOSS_COMPLETED, "losses"),
@@ -49,12 +51,23 @@ class Stopwatch:
             (Events.ITERATION_COMPLETED, "handlers"),
         ):
             trainer.add_event_handler(event, self._note, part)
+        trainer.prepare_batch = self._watched(trainer.prepare_batch, "data", "augmentation")
+        trainer.inferer = self._watched(trainer.inferer, "data", "encoder")
 
     def _note(self, *arguments: Any) -> None:
         now = time.perf_counter()
         if self._last:
             self.seconds[arguments[-1]] += now - self._last
         self._last = now
+
+    def _watched(self, function: Callable[..., Any], before: str, within: str) -> Callable[..., Any]:
+        def watched(*arguments: Any, **options: Any) -> Any:
+            self._note(before)
+            result = function(*arguments, **options)
+            self._note(within)
+            return result
+
+        return watched
 
     def start(self) -> None:
         """Forget the time since the last event."""
@@ -85,6 +98,13 @@ def make_trainer(folder: Path, scale: float, options: dict[str, Any], **more: An
     return trainer
 
 
+def make_epoch(folder: Path, scale: float, options: dict[str, Any], more: dict[str, Any]) -> Callable[[], Any]:
+    """What trains an epoch when called; for a process of its own."""
+    reuse_freed_memory()
+    with contextlib.redirect_stdout(io.StringIO()):
+        return make_trainer(folder, scale, options, **more).run  # type: ignore[no-any-return]
+
+
 def measure(quick: bool = False) -> dict[str, list[dict[str, Any]]]:
     """All rows; ``quick``: sizes that only show that it runs."""
     scale, repeats, more = (0.02, 1, {"image_size": 32, "batch_size": 16}) if quick else (0.25, 5, {})
@@ -97,6 +117,7 @@ def measure(quick: bool = False) -> dict[str, list[dict[str, Any]]]:
             trainers[form].run()
 
         seconds = interleaved({form: lambda form=form: epoch(form) for form in FORMS}, repeats)  # type: ignore[misc]
+        memory = {form: peak_megabytes(make_epoch, Path(name), scale, options, more) for form, options in FORMS.items()}
     rows = []
     for form, watch in watches.items():
         images = len(trainers[form].data_loader) * trainers[form].data_loader.batch_size
@@ -107,7 +128,10 @@ def measure(quick: bool = False) -> dict[str, list[dict[str, Any]]]:
                 "seconds": seconds[form],
                 "times_baseline": seconds[form] / seconds["baseline"],
                 "images_per_second": images / seconds[form],
+                "peak_megabytes": memory[form],
                 **{f"share_{part}": value / total for part, value in sorted(watch.seconds.items())},
+                "share_outside_encoder_and_estimator": 1
+                - (watch.seconds["encoder"] + watch.seconds["estimator"]) / total,
             }
         )
     return {"epoch": rows}

@@ -38,28 +38,36 @@ def _kilobytes(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
-def _measure(pipe: Any, make: Callable[..., Callable[[], Any]], arguments: tuple, threads: int) -> None:
+def _measure(pipe: Any, make: Callable[..., Callable[[], Any]], arguments: tuple, options: dict, threads: int) -> None:
     torch.set_num_threads(threads)
-    function = make(*arguments)
+    function = make(*arguments, **options)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
     before = _kilobytes("VmRSS")
     function()
     pipe.send(_kilobytes("VmHWM") - before)
 
 
-def peak_megabytes(make: Callable[..., Callable[[], Any]], *arguments: Any) -> float:
+def peak_megabytes(make: Callable[..., Callable[[], Any]], *arguments: Any, **options: Any) -> float:
     """
     By how much one call raises the peak memory of a fresh process (Linux).
 
     Args:
         make: a function of a module, which returns the function to call.
         arguments: of ``make``.
+        options: of ``make``, by name.
+
+    Raises:
+        RuntimeError: the process ended without an answer, most likely for want of memory.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(sender, make, arguments, torch.get_num_threads()))
+    process = context.Process(target=_measure, args=(sender, make, arguments, options, torch.get_num_threads()))
     process.start()
     sender.close()
-    kilobytes = receiver.recv()
+    try:
+        kilobytes = receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"{make.__name__}{arguments} ended with exit code {process.exitcode}.") from None
     process.join()
     return float(kilobytes) / 1024

@@ -11,6 +11,8 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
+import torch.distributed as dist
+
 __all__ = ["check_writable", "root_cause", "show_root_cause"]
 
 
@@ -46,13 +48,31 @@ def _is_wrapper(error: BaseException) -> bool:
     )
 
 
+def _lost_process(error: BaseException) -> str:
+    """What to say where a collective operation of several processes failed because one of them is gone; else nothing."""
+    if not (dist.is_available() and dist.is_initialized() and isinstance(error, RuntimeError)):
+        return ""
+    if not any(sign in str(error) for sign in ("closed by peer", "reset by peer", "Broken pipe", "imed out", "imeout")):
+        return ""
+    return (
+        f"process {dist.get_rank()} of {dist.get_world_size()} stops, because another one has ended or no longer answers: "
+        "why stands in what that one printed. What was saved is intact; --resume true goes on from it."
+    )
+
+
 def show_root_cause() -> None:
-    """From now on, end the traceback of an uncaught exception in this process with one line that tells its root cause."""
+    """
+    From now on, end the traceback of an uncaught exception in this process with one line that tells its root cause.
+
+    Where another process of a process group is gone, the line says so.
+    """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         traceback.print_exception(kind, error, trace)
         cause = root_cause(error)
-        if cause is not error:
+        if lost := _lost_process(cause):
+            print(f"\nRuntimeError: {lost}", file=sys.stderr)
+        elif cause is not error:
             print(f"\n{type(cause).__name__}: {cause}", file=sys.stderr)
 
     sys.excepthook = hook

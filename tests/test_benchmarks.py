@@ -12,8 +12,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # they are no part of the package
 
-from benchmarks.__main__ import format_tables
-from benchmarks.mine_update import AllPairs, make_update
+from benchmarks.__main__ import BEGIN, HERE, README, format_summary, format_tables, load_results, with_summary
+from benchmarks.mine_update import FORMS, AllPairs, make_update
 from benchmarks.timing import interleaved, peak_megabytes
 
 
@@ -21,16 +21,60 @@ from benchmarks.timing import interleaved, peak_megabytes
 def test_each_runs_at_tiny_size_and_gives_a_table(name):
     groups = importlib.import_module(f"benchmarks.{name}").measure(quick=True)
     machine = dict.fromkeys(("processor", "threads", "cores", "torch", "monai", "python"), "x")
-    text = format_tables({"machine": machine, "benchmarks": {name: groups}})
+    machine |= {"threads": 1}
+    results = {"machine": machine, "load": {name: 0.5}, "benchmarks": {name: groups}}
+    text = format_tables(results)
+    assert format_summary(results).count("\n| ") > 1  # a head, a line, and what was measured
     rows = [row for group in groups.values() for row in group]
     assert rows and all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
     assert sum(line.startswith("|") for line in text.splitlines()) == len(rows) + 2 * len(groups)
+
+
+def test_the_readme_says_what_is_recorded():
+    text, results = README.read_text(encoding="utf-8"), load_results(HERE / "results.json")
+    assert with_summary(text, results) == text
+    if results["benchmarks"]:
+        assert format_tables(results) == (HERE / "results.md").read_text(encoding="utf-8")
+
+
+def test_a_summary_stands_between_its_markers():
+    row = {"table_rows": 7, "read_seconds": 1.5, "split_seconds": 0.25}
+    machine = {"processor": "P", "cores": 2, "threads": 1, "python": "3", "torch": "2", "monai": "1"}
+    results = {"machine": machine, "load": {"a": 2.5}, "benchmarks": {"table_to_splits": {"table": [row]}}}
+    text = README.read_text(encoding="utf-8")
+    changed = with_summary(text, results)
+    assert "1.5 s to read, 0.25 s to split" in changed and "(load before a benchmark up to 2.5)" in changed
+    assert with_summary(changed, load_results(HERE / "results.json")) == text  # what stands around it is kept
+    with pytest.raises(ValueError, match="once each, in this order"):
+        with_summary(text.replace(BEGIN, ""), results)
 
 
 def test_functions_take_turns():
     calls = []
     seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2, warm_up=1)
     assert calls == ["a", "b"] * 3 and set(seconds) == {"a", "b"} and min(seconds.values()) >= 0
+
+
+def test_all_forms_see_the_same_data(monkeypatch):
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def __init__(self, dim):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.rand(dim))  # as any estimator, it draws its weights
+
+        def forward(self, x, z):
+            seen.append((x, z))
+            return (self.weight * x * z).mean()
+
+    monkeypatch.setitem(FORMS, "literature", Spy)
+    monkeypatch.setitem(FORMS, "default", Spy)
+    for form in ("literature", "default"):
+        make_update(form, 6, 0.9, dim=2, factors=2, seed=3)()
+    assert len(seen) == 4
+    for first, second in zip(seen[:2], seen[2:]):
+        assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    assert torch.equal(seen[0][0], seen[1][0]) and not torch.equal(seen[0][1], seen[1][1])
 
 
 def _make_array(megabytes):
@@ -45,7 +89,7 @@ def test_peak_memory_is_that_of_the_call():
 def test_all_pairs_sees_every_pair_once():
     """The joint pairs are those of a sample with itself; the value is the bound over all pairs, written out."""
     torch.manual_seed(0)
-    network = AllPairs(dim=3, width=8).eval()
+    network = AllPairs(3, width=8).eval()
     x, z = torch.randn(5, 3), torch.randn(5, 3)
     values = [[network.layers(torch.cat([x[i], z[j]])[None]).item() for j in range(5)] for i in range(5)]
     joint = sum(values[i][i] for i in range(5)) / 5
@@ -54,6 +98,6 @@ def test_all_pairs_sees_every_pair_once():
 
 
 def test_updates_raise_the_estimate():
-    update = make_update("ours", 200, correlation=0.7)
+    update = make_update("bundles", 200, correlation=0.7)
     first = update()
     assert [update() for _ in range(200)][-1] > first + 0.5

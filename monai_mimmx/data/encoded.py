@@ -33,6 +33,7 @@ class EncodedBatches(Dataset):
         device: where the encoder is.
         passes: epochs of the loader to encode, 1 or more.
         amp: encode under autocast.
+        amp_kwargs: arguments of :class:`torch.autocast`, such as its dtype.
 
     Raises:
         ValueError: for fewer than one pass, or a loader that may end with a smaller batch.
@@ -54,6 +55,7 @@ class EncodedBatches(Dataset):
         device: torch.device | str,
         passes: int = 1,
         amp: bool = False,
+        amp_kwargs: dict[str, Any] | None = None,
     ) -> None:
         if passes < 1:
             raise ValueError(f"passes, the epochs of the loader to encode, must be 1 or more, got {passes}.")
@@ -61,6 +63,7 @@ class EncodedBatches(Dataset):
             raise ValueError("loader must have drop_last=True: the number of its samples has to be known beforehand.")
         self.loader, self.encoder, self.prepare_batch = loader, encoder, prepare_batch
         self.device, self.passes, self.amp = torch.device(device), passes, amp
+        self.amp_kwargs = amp_kwargs or {}
         self._encoded: tuple[Tensor, Tensor] | None = None
         self._rows: list[int] = []
 
@@ -68,7 +71,7 @@ class EncodedBatches(Dataset):
     def _encode(self) -> tuple[Tensor, Tensor]:
         outputs, labels = [], []
         bar = tqdm(total=len(self), desc="encoding", unit="img", disable=None)
-        precision = torch.autocast(self.device.type, enabled=self.amp)
+        precision = torch.autocast(self.device.type, enabled=self.amp, **self.amp_kwargs)
         with eval_mode(self.encoder), precision, bar:
             for _ in range(self.passes):
                 for batch in self.loader:

@@ -1,9 +1,10 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Engines of MIMM-X, the preparation of their batches and the choice of their precision."""
+"""Engines of MIMM-X, the preparation of their batches, and the choice of their precision and memory."""
 
+from monai_mimmx.engines.memory import reuse_freed_memory
 from monai_mimmx.engines.precision import computes_in_bfloat16
 from monai_mimmx.engines.prepare_batch import PrepareAugmentedBatch
 from monai_mimmx.engines.trainer import MIMMXTrainer
 
-__all__ = ["MIMMXTrainer", "PrepareAugmentedBatch", "computes_in_bfloat16"]
+__all__ = ["MIMMXTrainer", "PrepareAugmentedBatch", "computes_in_bfloat16", "reuse_freed_memory"]

@@ -97,7 +97,9 @@ class MIMMXTrainer(SupervisedTrainer):
         detach_z: only f_y pays for the dependence; otherwise its gradient reaches f_z too.
         attention_temperature: weight of the entropy in the weighter's objective, in nats, above 0.
         max_grad_norm: the network's gradient norm is clipped to this; ``None`` for no clipping.
-        kwargs: the other arguments of :class:`~monai.engines.SupervisedTrainer`; ``accumulation_steps`` must stay 1.
+        kwargs: the other arguments of :class:`~monai.engines.SupervisedTrainer`; ``accumulation_steps`` must stay 1. With
+            ``compile`` the network is called compiled; ``trainer.network`` stays as it was given, so that what is saved
+            has the same names and evaluation needs no compiler.
 
     The output of an iteration holds image, label, pred and, as scalars, loss, ``loss_<task>``, ``gamma_<task>``, and
     with a dependence term ``mi`` (the weighted sum), ``mi_<factor>`` per term, ``lambda`` and ``attention_<factor>``.
@@ -201,6 +203,9 @@ class MIMMXTrainer(SupervisedTrainer):
         with warnings.catch_warnings():  # MONAI makes the gradient scaler of CUDA on every device
             warnings.filterwarnings("ignore", message=".*GradScaler")
             super().__init__(device, max_epochs, train_data_loader, network, optimizer, loss_function, **kwargs)
+        # MONAI puts the compiled network in the place of the other; its state has other names, which no other run could
+        # load. Both share their weights.
+        self._called_network, self.network = self.network, network
         # An iterator that outlived its epoch could not be restored when a training is resumed.
         self.add_event_handler(Events.EPOCH_STARTED, lambda: setattr(self, "_fresh_batches", None))
         if has_parameters and idist.get_world_size() > 1:
@@ -261,7 +266,7 @@ class MIMMXTrainer(SupervisedTrainer):
                 self._fresh_batches = None
         inputs, labels, args, kwargs = self._prepare(batch)
         with torch.no_grad(), torch.autocast(self.state.device.type, enabled=self.amp, **self.amp_kwargs):
-            _, features, attention = self.inferer(inputs, self.network, *args, return_features=True, **kwargs)
+            _, features, attention = self.inferer(inputs, self._called_network, *args, return_features=True, **kwargs)
         return features.float(), attention.float(), labels
 
     def _update_estimator(self) -> None:
@@ -314,7 +319,9 @@ class MIMMXTrainer(SupervisedTrainer):
         self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
 
         with torch.autocast(engine.state.device.type, enabled=self.amp, **self.amp_kwargs):
-            logits, features, attention = self.inferer(inputs, self.network, *args, return_features=True, **kwargs)
+            logits, features, attention = self.inferer(
+                inputs, self._called_network, *args, return_features=True, **kwargs
+            )
         output[Keys.PRED] = logits
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         losses = self.loss_function(logits, labels)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, NormalizeIntensityd
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -274,6 +275,63 @@ def test_other_errors(frame, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 100})())
     with pytest.raises(OSError, match="choose another cache_dir"):
         CachedImages(frame, TASKS, READ, cache_dir=tmp_path / "cache", **OPTIONS)
+
+
+def test_float16_keeps_a_normalised_pixel_to_1_part_in_2048(frame):
+    normalise = Compose([READ, NormalizeIntensityd("image")])
+    half, single = (
+        CachedImages(frame, TASKS, normalise, cache_dir=None, dtype=dtype, **OPTIONS).__getitems__(range(40))["image"]
+        for dtype in ("float16", "float32")
+    )
+    torch.testing.assert_close(half, single, rtol=2**-11, atol=2**-24)
+    assert not torch.equal(half, single)
+
+
+def test_a_batch_of_many_chunks_is_that_of_one(frame, monkeypatch):
+    data = CachedImages(frame, TASKS, READ, cache_dir=None, **OPTIONS)
+    rows = [7, 39, 7, 0, 21, 5, 6]
+    whole = data.__getitems__(rows)["image"]
+    monkeypatch.setattr(cache, "_CHUNK_BYTES", 3 * 48 * 2)  # three images
+    assert torch.equal(data.__getitems__(rows)["image"], whole)
+    monkeypatch.setattr(cache, "_CHUNK_BYTES", 1)
+    assert torch.equal(data.__getitems__(rows)["image"], whole)
+
+
+def _serve_with_little_memory(frame, cache_dir, queue):
+    size = 256
+    torch.set_num_threads(1)
+    status = Path("/proc/self/status").read_text()
+    used = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData"))
+    resource.setrlimit(resource.RLIMIT_DATA, (used + 48 * 2**20,) * 2)
+    try:
+        np.ones(100 * 2**20, dtype=np.uint8)
+        queue.put("the limit has no effect")
+    except MemoryError:
+        ramp = np.arange(size * size, dtype=np.float32).reshape(1, size, size) / size
+        data = CachedImages(
+            frame,
+            TASKS,
+            lambda item: {"image": ramp + int(Path(item["image"]).stem)},
+            cache_dir=cache_dir,
+            **OPTIONS,
+        )
+        batch = data.__getitems__([799, 3])["image"]
+        queue.put((data.nbytes, batch[:, 0, 0, 0].tolist()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the limit counts as it does on Linux")
+def test_more_images_than_memory(tmp_path):
+    """100 MB of images are built and served by a process that may allocate 48 MB."""
+    paths = [tmp_path / f"{i}.bin" for i in range(800)]
+    for path in paths:
+        path.touch()
+    frame = pd.DataFrame({"image": list(map(str, paths)), "sick": 0, "sex": 1})
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_serve_with_little_memory, args=(frame, tmp_path / "cache", queue))
+    child.start()
+    assert queue.get(timeout=120) == (800 * 256 * 256 * 2, [799.0, 3.0])
+    child.join()
 
 
 def _exit_in_worker(item):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import warnings
 
 import pytest
@@ -424,6 +425,62 @@ class TestMonaiOptions:
             make_trainer()._iteration(make_trainer(), None)
 
 
+def losses_of(**options):
+    """The loss of each of nine steps, and the trainer."""
+    trainer = make_trainer(epochs=3, n_b=1, **options)
+    seen = []
+    event = IterationEvents.MODEL_COMPLETED
+    trainer.add_event_handler(event, lambda engine: seen.append(engine.state.output["loss"].item()))
+    trainer.run()
+    return torch.tensor(seen), trainer
+
+
+COMPILERS = os.environ.get("MIMMX_COMPILE", "").split()
+"""Compilers to try beside one that generates no code, such as "inductor", which takes a minute and gcc."""
+
+
+class TestSpeedSwitches:
+    """What makes a training faster changes its losses by no more than is stated here, over nine steps."""
+
+    def compare(self, tolerance, exact=False, **options):
+        expected, plain = losses_of()
+        losses, trainer = losses_of(**options)
+        assert exact or not torch.equal(losses, expected)  # the switch does something
+        torch.testing.assert_close(losses, expected, rtol=tolerance, atol=tolerance)
+        assert trainer.network.state_dict().keys() == plain.network.state_dict().keys()
+        return trainer
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_mixed_precision(self, dtype):
+        self.compare(0.03, amp=True, amp_kwargs={"dtype": dtype})
+
+    def test_channels_last(self):
+        torch.manual_seed(0)
+        network = make_network().to(memory_format=torch.channels_last)
+        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in network.parameters() if p.ndim == 4)
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+        self.compare(1e-4, network=network, optimizer=optimizer)
+
+    @pytest.mark.parametrize("compiler", [None, *COMPILERS])
+    def test_compile(self, tmp_path, compiler):
+        torch.compiler.reset()
+        graphs = []
+
+        def keep(graph, inputs):
+            graphs.append(graph)
+            return graph.forward
+
+        trainer = self.compare(1e-3, compiler is None, compile=True, compile_kwargs={"backend": compiler or keep})
+        assert len(graphs) == (compiler is None)  # one, whole, for all steps
+        CheckpointSaver(str(tmp_path), {"model": trainer.network}, save_final=True).attach(trainer)
+        trainer.state.max_epochs = 4
+        trainer.run()
+        (saved,) = tmp_path.glob("*.pt")
+        network = make_network()
+        network.load_state_dict(torch.load(saved, weights_only=True))  # as by a run that does not compile
+        assert equal(weights(network), weights(trainer.network))
+
+
 class TestSchedule:
     def test_lambda_rises_from_zero(self):
         trainer = make_trainer(epochs=5, lambda_mi=2.0, lambda_warmup=3, batches=make_batches(1))
@@ -573,8 +630,8 @@ class Blocks(nn.Module):
         return (logits, features, features.new_full((len(x), 2), 0.5)) if return_features else logits
 
 
-def gradient_of_a_step(batch, *, wrap):
-    """The network's gradient of one step with all product pairs, so that no negatives are drawn."""
+def train_blocks(batches, *, wrap, rate=0.0, epochs=1):
+    """What a training ends with that uses all product pairs, and the latest batch only, so that nothing is drawn."""
     torch.manual_seed(0)
     network = Blocks()
     dependence = BlockMutualInformation(4, factors=(0, 1), negatives=99)
@@ -582,52 +639,67 @@ def gradient_of_a_step(batch, *, wrap):
     wrapped = nn.parallel.DistributedDataParallel(network) if wrap else network
     trainer = MIMMXTrainer(
         "cpu",
-        1,
-        [batch],
+        epochs,
+        batches,
         wrapped,
-        torch.optim.SGD(network.parameters(), lr=0.0),
+        torch.optim.SGD(network.parameters(), lr=rate),
         MultiTaskCrossEntropy((2, 2, 2), reduction="none"),
         task_names=("y", "a", "b"),
         dependence=dependence,
         dependence_optimizer=optimizer,
-        lambda_mi=5.0,
+        loss_scaling=DynamicLossScaling(0.3, 0.8) if rate else None,
+        lambda_mi=5.0 if not rate else 0.5,
         lambda_warmup=0,
+        feature_batches=1,
         max_grad_norm=None,
         decollate=False,
     )
     trainer.run()
     return {
-        "network": [p.grad.clone() for p in network.parameters()],
+        "gradients": [p.grad.clone() for p in network.parameters()],
+        "network": weights(network),
         "dependence": weights(dependence),
         "mi": trainer.state.output["mi"],
     }
 
 
-def joint_batch():
+def joint_batches(count=1):
     generator = torch.Generator().manual_seed(3)
-    return {
-        "image": torch.randn(16, 1, 2, 2, generator=generator),
-        "label": torch.randint(2, (16, 3), generator=generator),
-    }
+    batches = []
+    for _ in range(count):
+        image = torch.randn(16, 1, 2, 2, generator=generator)
+        batches.append({"image": image, "label": torch.randint(2, (16, 3), generator=generator)})
+    return batches
 
 
-def step_in_process_group(rank, folder):
+TRAININGS = {"step": {"count": 1}, "training": {"count": 4, "rate": 0.1, "epochs": 10}}
+
+
+def steps_in_process_group(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    half = {key: value[8 * rank : 8 * rank + 8] for key, value in joint_batch().items()}
-    torch.save(gradient_of_a_step(half, wrap=True), f"{folder}/{rank}.pt")
+    for name, options in TRAININGS.items():
+        batches = joint_batches(options["count"])
+        halves = [{key: value[8 * rank : 8 * rank + 8] for key, value in batch.items()} for batch in batches]
+        more = {key: value for key, value in options.items() if key != "count"}
+        torch.save(train_blocks(halves, wrap=True, **more), f"{folder}/{name}{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without torch.distributed")
-def test_two_processes_have_the_gradient_of_the_joint_batch(tmp_path):
-    torch.multiprocessing.spawn(step_in_process_group, args=(str(tmp_path),), nprocs=2)
-    alone = gradient_of_a_step(joint_batch(), wrap=False)
-    for rank in (0, 1):
-        together = torch.load(tmp_path / f"{rank}.pt")
-        torch.testing.assert_close(together["network"], alone["network"], rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(together["dependence"], alone["dependence"], rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(together["mi"], alone["mi"], rtol=1e-4, atol=1e-6)
+def test_two_processes_train_as_one_does_on_the_joint_batch(tmp_path):
+    """
+    The gradients of a step agree to 1e-4. So do weights, estimator and MI after 40 steps with Dynamic Loss Scaling, to
+    1e-3: its factors follow from the mean over the processes of losses that are means over as many samples.
+    """
+    torch.multiprocessing.spawn(steps_in_process_group, args=(str(tmp_path),), nprocs=2)
+    for name, tolerance in (("step", 1e-4), ("training", 1e-3)):
+        more = {key: value for key, value in TRAININGS[name].items() if key != "count"}
+        alone = train_blocks(joint_batches(TRAININGS[name]["count"]), wrap=False, **more)
+        for rank in (0, 1):
+            together = torch.load(tmp_path / f"{name}{rank}.pt")
+            for key, expected in alone.items():
+                torch.testing.assert_close(together[key], expected, rtol=tolerance, atol=tolerance / 100)
 
 
 def test_is_a_supervised_trainer():

@@ -1,0 +1,41 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Freed memory is used again."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from monai_mimmx.engines import memory
+
+CODE = """
+import resource, torch
+from monai_mimmx.engines import reuse_freed_memory
+if {reuse}:
+    assert reuse_freed_memory()
+pages = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.set_num_threads(1)
+values = torch.rand(2**24)  # 64 MB
+values + 1
+before = pages()
+for _ in range(5):
+    assert bool((values + 1 == 1 + values).all())
+print(pages() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it does nothing elsewhere")
+def test_the_system_clears_no_page_twice():
+    faults = [
+        int(subprocess.run([sys.executable, "-c", CODE.format(reuse=reuse)], check=True, capture_output=True).stdout)
+        for reuse in (False, True)
+    ]
+    assert faults[1] < faults[0] / 10
+
+
+def test_nothing_happens_elsewhere(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.delattr(memory.ctypes, "CDLL")
+    assert memory.reuse_freed_memory() is False
