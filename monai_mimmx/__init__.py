@@ -19,6 +19,8 @@ from monai_mimmx import (
     label,
     losses,
     networks,
+    options,
+    preflight,
     report,
     transforms,
 )
@@ -38,6 +40,8 @@ __all__ = [
     "label",
     "losses",
     "networks",
+    "options",
+    "preflight",
     "report",
     "transforms",
 ]

@@ -8,12 +8,63 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch.distributed as dist
 
-__all__ = ["check_writable", "root_cause", "show_root_cause"]
+__all__ = ["Problems", "check_writable", "raise_problems", "root_cause", "show_root_cause"]
+
+
+class Problems(ValueError):
+    """
+    Everything that is wrong, told at once.
+
+    Args:
+        errors: one for each problem; those of a `Problems` among them count one by one, and equal messages once.
+        usable: what could be read in spite of them, for further checks.
+
+    Example:
+        >>> print(Problems([ValueError("n_b must be 1 or more, got 0"), FileNotFoundError("no table at labels.csv")]))
+        2 problems:
+          1. n_b must be 1 or more, got 0
+          2. no table at labels.csv
+    """
+
+    def __init__(self, errors: Iterable[BaseException], usable: Any = None) -> None:
+        flat = [single for error in errors for single in (error.errors if isinstance(error, Problems) else [error])]
+        self.errors = list({str(error): error for error in flat}.values())
+        self.usable = usable
+        if len(self.errors) == 1:
+            super().__init__(str(self.errors[0]))
+        else:
+            lines = [f"  {number}. {error}" for number, error in enumerate(self.errors, start=1)]
+            super().__init__("\n".join([f"{len(lines)} problems:", *lines]))
+
+
+def raise_problems(errors: Iterable[BaseException], usable: Any = None) -> None:
+    """
+    Raise what is wrong: nothing for no error, a single one as it is, several as `Problems`.
+
+    Args:
+        errors: see `Problems`.
+        usable: see `Problems`; becomes an attribute of a single error too.
+
+    Example:
+        >>> raise_problems([])
+        >>> raise_problems([TypeError("expected a list of tasks, got 3")])
+        Traceback (most recent call last):
+            ...
+        TypeError: expected a list of tasks, got 3
+    """
+    problems = Problems(errors, usable)
+    if len(problems.errors) == 1:
+        problems.errors[0].usable = usable  # type: ignore[attr-defined]
+        raise problems.errors[0]
+    if problems.errors:
+        raise problems
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -65,11 +116,15 @@ def show_root_cause() -> None:
     From now on, end the traceback of an uncaught exception in this process with one line that tells its root cause.
 
     Where another process of a process group is gone, the line says so.
+    `Problems` of the input are told alone: where in the code they were found helps nobody.
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        traceback.print_exception(kind, error, trace)
         cause = root_cause(error)
+        if isinstance(cause, Problems):
+            print(f"\n{cause}", file=sys.stderr)
+            return
+        traceback.print_exception(kind, error, trace)
         if lost := _lost_process(cause):
             print(f"\nRuntimeError: {lost}", file=sys.stderr)
         elif cause is not error:
@@ -78,13 +133,14 @@ def show_root_cause() -> None:
     sys.excepthook = hook
 
 
-def check_writable(folder: str | os.PathLike[str], option: str = "output_dir") -> None:
+def check_writable(folder: str | os.PathLike[str], option: str = "output_dir", *, make: bool = True) -> None:
     """
     Make a folder and try to write into it, so that a run with nowhere to put its results stops before it begins.
 
     Args:
         folder: where results will go; made with its parents if absent.
         option: what the user calls it.
+        make: leave the folder there; otherwise try in the nearest one that exists.
 
     Raises:
         OSError: if it cannot be made or written.
@@ -98,8 +154,10 @@ def check_writable(folder: str | os.PathLike[str], option: str = "output_dir") -
     """
     path = Path(folder)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        if make:
+            path.mkdir(parents=True, exist_ok=True)
+        there = next(place for place in (path, *path.absolute().parents) if make or place.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise OSError(

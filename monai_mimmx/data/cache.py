@@ -51,7 +51,7 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _load(path: str, transform: Transform, dtype: str, shape: tuple[int, ...] | None) -> np.ndarray:
+def load_image(path: str, transform: Transform, dtype: str, shape: tuple[int, ...] | None) -> np.ndarray:
     """One image as an array of `dtype`; ValueError with the cause where it cannot be used."""
     if not os.path.exists(path):
         raise ValueError("the file does not exist")
@@ -88,7 +88,7 @@ def _fill(chunk: range) -> tuple[int, list[tuple[int, str]]]:
     failures = []
     for index in chunk:
         try:
-            _worker["pixels"][index] = _load(_worker["paths"][index], _worker["transform"], *_worker["expected"])
+            _worker["pixels"][index] = load_image(_worker["paths"][index], _worker["transform"], *_worker["expected"])
         except ValueError as error:
             failures.append((index, str(error)))
     return len(chunk), failures
@@ -149,6 +149,25 @@ def _cache_key(paths: Sequence[str], describe: Callable[[int], str], transform_k
     return digest.hexdigest()
 
 
+def cached_file(
+    images: Sequence[str], *, cache_dir: str | os.PathLike[str] | None, transform_key: str, dtype: str = "float16"
+) -> Path | None:
+    """
+    The file in which `cache_subsets` has cached just these images as they are now; None where there is none.
+
+    Args:
+        images: paths of the images, each once.
+        cache_dir: see `CachedImages`, as are the other arguments.
+        transform_key: text that names the transform and its settings.
+        dtype: of the stored pixels.
+    """
+    if cache_dir is None:
+        return None
+    key = _cache_key(sorted(images), lambda index: f"image {index}", transform_key, dtype)
+    file = Path(cache_dir) / f"{key}.npy"
+    return file if file.is_file() else None
+
+
 def _is_first_of(target: Path, image: np.ndarray) -> bool:
     """Whether a cache file begins with this image, up to the rounding that differs between numbers of threads."""
     stored = np.load(target, mmap_mode="r")
@@ -178,8 +197,8 @@ def _build(
 
     def fill(allocate: Callable[[tuple[int, ...]], np.ndarray]) -> np.ndarray:
         try:
-            first = _load(paths[0], transform, dtype, None)
-            if not np.array_equal(first, _load(paths[0], transform, dtype, None)):
+            first = load_image(paths[0], transform, dtype, None)
+            if not np.array_equal(first, load_image(paths[0], transform, dtype, None)):
                 raise ValueError("the transform gave two different results for it: only a deterministic one is cached")
         except ValueError as error:
             raise ValueError(f"{describe(0)}: {paths[0]}: {error}") from error.__cause__
@@ -203,7 +222,7 @@ def _build(
     target = folder / f"{key}.npy"
     if target.exists():
         try:
-            first = _load(paths[0], transform, dtype, None)
+            first = load_image(paths[0], transform, dtype, None)
         except ValueError as error:
             raise ValueError(f"{describe(0)}: {paths[0]}: {error}") from error.__cause__
         if not _is_first_of(target, first):  # the transform changed and transform_key did not
@@ -485,6 +504,26 @@ def cache_subsets(
         progress=progress,
     )
     return {name: whole.subset(frame) for name, frame in subsets.items()}
+
+
+def blank_subsets(
+    subsets: Mapping[str, pd.DataFrame], task_names: Sequence[str], shape: Sequence[int]
+) -> dict[str, CachedImages]:
+    """
+    Datasets with the labels of the subsets, in which every image is the same blank one: to try a training's parts on.
+
+    Args:
+        subsets: name to frame, as `make_subsets` returns them.
+        task_names: see `CachedImages`.
+        shape: `(C, *spatial)` of an image.
+    """
+    blank = {}
+    for name, frame in subsets.items():
+        _check_columns(frame, task_names, f"subset {name!r}")
+        blank[name] = CachedImages.__new__(CachedImages)
+        blank[name]._pixels = np.zeros((1, *shape), dtype="float16")
+        blank[name]._set_rows(frame, task_names, np.zeros(len(frame)))
+    return blank
 
 
 def select_subset(data: Mapping[str, CachedImages], name: str) -> CachedImages:

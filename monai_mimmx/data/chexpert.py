@@ -11,6 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from monai_mimmx.data.tables import and_more, lacks_columns
+from monai_mimmx.errors import raise_problems
+from monai_mimmx.options import option_problems
+
 __all__ = ["CheXpertColumns", "find_table"]
 
 PATHOLOGIES = (
@@ -30,8 +34,6 @@ PATHOLOGIES = (
 """The labels that say what is wrong: all but "No Finding" and "Support Devices"."""
 
 LABELS = ("No Finding", *PATHOLOGIES, "Support Devices")
-UNCERTAIN = ("exclude", "zero", "one")
-BLANK = ("no_finding", "zero", "exclude")
 _TEXT = {1.0: "1", 0.0: "0"}
 
 
@@ -108,17 +110,14 @@ class CheXpertColumns:
         cod_columns: Sequence[str] | None = None,
         frontal_only: bool = True,
     ) -> None:
-        if uncertain not in UNCERTAIN:
-            raise ValueError(f"expected uncertain to be one of {', '.join(UNCERTAIN)}, got {uncertain!r}")
-        if blank not in BLANK:
-            raise ValueError(f"expected blank to be one of {', '.join(BLANK)}, got {blank!r}")
+        problems = option_problems(uncertain=uncertain, blank=blank)
         if primary not in LABELS:
-            raise ValueError(f"expected primary to be one of {', '.join(LABELS)}, got {primary!r}")
+            problems.append(ValueError(f"expected primary to be one of {', '.join(LABELS)}, got {primary!r}"))
         chosen = [name for name in PATHOLOGIES if name != primary] if cod_columns is None else list(cod_columns)
         if wrong := [name for name in chosen if name not in LABELS or name == primary]:
-            raise ValueError(
-                f"expected cod_columns among {', '.join(name for name in LABELS if name != primary)}, got {wrong[0]!r}"
-            )
+            listed = ", ".join(name for name in LABELS if name != primary)
+            problems.append(ValueError(f"expected cod_columns among {listed}, got {', '.join(map(repr, wrong))}"))
+        raise_problems(problems)
         self.primary, self.uncertain, self.blank = primary, uncertain, blank
         self.cod_columns, self.frontal_only = chosen, frontal_only
 
@@ -132,8 +131,11 @@ class CheXpertColumns:
             The table of the rows that stay, and the number of rows left out for each reason.
         """
         needed = ["Path", "Sex", "Age", "Frontal/Lateral", "No Finding", self.primary, *self.cod_columns]
-        if missing := [name for name in needed if name not in table.columns]:
-            raise ValueError(f"{path} has no column {missing[0]!r}, which CheXpert's table has")
+        if missing := [name for name in dict.fromkeys(needed) if name not in table.columns]:
+            raise ValueError(
+                f"{lacks_columns(path, missing, list(table.columns))}; CheXpert's table has them, another needs image_column, "
+                "subject_column and tasks of its own"
+            )
         excluded: dict[str, int] = {}
 
         def leave_out(rows: pd.Series, reason: str) -> None:
@@ -146,8 +148,9 @@ class CheXpertColumns:
             leave_out(table["Frontal/Lateral"] != "Frontal", "not a frontal view")
         leave_out(table["Sex"].isin(["Unknown"]), "Sex is Unknown")
         leave_out(pd.to_numeric(table["Age"], errors="coerce") == 0, "Age is 0")
+        problems: list[Exception] = []
         labels = {
-            name: self._numbers(table[name], path)
+            name: self._numbers(table[name], path, problems)
             for name in dict.fromkeys(["No Finding", *(name for name in LABELS if name in table.columns)])
         }
         if self.uncertain == "exclude":
@@ -168,22 +171,26 @@ class CheXpertColumns:
         table["CoD"] = (others == "1").any(axis=1).map({True: "1", False: "0"})
         relative = table["Path"].str.replace(r"^/?CheXpert-v1\.0[^/]*/", "", regex=True)
         table["subject"] = relative.str.extract(r"(?:^|/)(patient\d+)/", expand=False)
-        if table["subject"].isna().any():
-            line = table.index[table["subject"].isna()][0]
-            raise ValueError(
+        if (unknown := table["subject"].isna()).any():
+            line = table.index[unknown][0]
+            told = (
                 f"{path}, line {line}: expected a Path with a patient, such as "
                 f"CheXpert-v1.0/train/patient00001/study1/view1_frontal.jpg, got {table['Path'][line]!r}"
             )
+            problems.append(ValueError(told + and_more(int(unknown.sum()))))
+        raise_problems(problems)
         table["Path"] = relative
         return table, excluded
 
     @staticmethod
-    def _numbers(values: pd.Series, path: str | os.PathLike[str]) -> pd.Series:
+    def _numbers(values: pd.Series, path: str | os.PathLike[str], problems: list[Exception]) -> pd.Series:
+        """The labels as numbers; adds to the problems what is none of them."""
         numbers = pd.to_numeric(values, errors="coerce")
         wrong = values.notna() & ~numbers.isin([1.0, 0.0, -1.0])
         if wrong.any():
             line = values.index[wrong][0]
-            raise ValueError(
+            told = (
                 f"{path}, line {line}, column {values.name!r}: expected 1.0, 0.0, -1.0 or blank, got {values[line]!r}"
             )
+            problems.append(ValueError(told + and_more(int(wrong.sum()))))
         return numbers.astype(float)

@@ -13,6 +13,7 @@ from monai.data import DistributedSampler
 from torch.utils.data import Sampler, SubsetRandomSampler, WeightedRandomSampler
 
 from monai_mimmx.data.splits import balanced_weights
+from monai_mimmx.options import require_options
 
 __all__ = ["make_sampler"]
 
@@ -47,6 +48,7 @@ def make_sampler(
         >>> len(list(sampler))
         20
     """
+    require_options(sampling=sampling)
     processes = idist.get_world_size()
     generator = torch.Generator().manual_seed(seed + 1_000_003 * idist.get_rank())
     if sampling == "correlated":
@@ -54,7 +56,5 @@ def make_sampler(
             return DistributedSampler(labels, shuffle=True, seed=seed)  # type: ignore[arg-type]
         # Not RandomSampler, which draws once more when an epoch has ended: a resumed training would miss that draw.
         return SubsetRandomSampler(range(len(labels)), generator=generator)
-    if sampling == "balanced":
-        weights = balanced_weights(labels, num_classes, task_names=task_names)
-        return WeightedRandomSampler(weights.tolist(), len(labels) // processes, replacement=True, generator=generator)
-    raise ValueError(f"sampling must be 'correlated' or 'balanced', got {sampling!r}.")
+    weights = balanced_weights(labels, num_classes, task_names=task_names)
+    return WeightedRandomSampler(weights.tolist(), len(labels) // processes, replacement=True, generator=generator)

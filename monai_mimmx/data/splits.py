@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 
 from monai_mimmx.data.tables import PARTITIONS, Task
+from monai_mimmx.errors import raise_problems
+from monai_mimmx.options import NATURAL, require_options
 
 logger = logging.getLogger(__name__)
 
-NATURAL = "natural"
 KINDS = ("correlated", "inverted", "balanced")
 SUBSETS = {
     "train": ("train", "correlated"),
@@ -50,9 +51,8 @@ def subject_partition(
         >>> subject_partition(["a", "a", "b", "c"], fractions=(0.4, 0.3, 0.3)).tolist()
         ['test', 'test', 'train', 'val']
     """
+    require_options(fractions=fractions)
     shares = np.asarray(fractions, dtype=float)
-    if shares.shape != (3,) or (shares < 0).any() or not math.isclose(shares.sum(), 1.0, abs_tol=1e-6):
-        raise ValueError(f"expected fractions of train, val and test that sum to 1, got {tuple(fractions)}")
     names, rows = np.unique(np.asarray(subjects, dtype=str), return_inverse=True)
     sizes = largest_remainder(len(names), shares)
     if ((sizes == 0) & (shares > 0)).any():
@@ -175,12 +175,9 @@ class CorrelatedSplit:
         num_classes: Sequence[int] | None = None,
         task_names: Sequence[str] | None = None,
     ) -> None:
+        require_options(agreement=agreement)
         single = isinstance(agreement, str | int | float)
         values: list[float | str] = [agreement] if single else list(agreement)  # type: ignore[arg-type,list-item]
-        for value in values:
-            is_share = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-            if not is_share and value != NATURAL:
-                raise ValueError(f"expected agreement to be a number from 0 to 1 or 'natural', got {value!r}")
         self._single = single
         self._agreement = values
         self.seed = seed
@@ -333,7 +330,7 @@ def make_subsets(
         Subset name to frame, each with a fresh index.
 
     Raises:
-        ValueError: an unknown subset name, a partition without rows, or a subset for which a cell is empty.
+        ValueError: an unknown subset name, partitions without rows, or subsets for which a cell is empty, all of them.
 
     Example:
         >>> from monai_mimmx.data.tables import parse_tasks
@@ -344,12 +341,8 @@ def make_subsets(
         >>> list(subsets), len(subsets["train"]), float((subsets["train"].sick == subsets["train"].sex).mean())
         (['train', 'select', 'probe', 'val', 'inv', 'bal'], 40, 0.9)
     """
+    require_options(sizes=sizes)
     sizes = dict(sizes or {})
-    if unknown := sorted(set(sizes) - set(SUBSETS)):
-        raise ValueError(f"expected sizes for {', '.join(SUBSETS)}, got {', '.join(map(repr, unknown))}")
-    for name, cap in sizes.items():
-        if cap is not None and (isinstance(cap, bool) or not isinstance(cap, int | np.integer) or cap < 1):
-            raise ValueError(f"expected sizes[{name!r}] to be a whole number of 1 or more, or None, got {cap!r}")
     if "split" in frame.columns:
         partition = frame["split"].to_numpy()
     else:
@@ -361,18 +354,29 @@ def make_subsets(
         task_names=[task.name for task in tasks],
     )
     subsets = {}
+    problems: list[Exception] = []
     for name, (part, kind) in SUBSETS.items():
         rows = frame[partition == part]
         if rows.empty:
-            raise ValueError(f"the subset {name!r} comes from the partition {part!r}, which has no rows")
+            problems.append(ValueError(f"the subset {name!r} comes from the partition {part!r}, which has no rows"))
+            continue
         labels = _labels_of(rows, tasks)
         cap = sizes.get(name)
         largest = split.max_size(labels, kind)
         try:
             picked = getattr(split, kind)(labels, None if cap is None or not largest else min(cap, largest))
         except ValueError as error:
-            raise ValueError(f"subset {name!r} (partition {part!r}, {len(rows)} rows): {error}") from None
+            problems.append(ValueError(f"subset {name!r} (partition {part!r}, {len(rows)} rows): {error}"))
+            continue
+        if len(picked) < tasks[0].num_classes:
+            problems.append(
+                ValueError(
+                    f"subset {name!r} (partition {part!r}, {len(rows)} rows): it has {len(picked)} row(s), fewer than "
+                    f"{tasks[0].name!r} has classes, since some combination of classes has no rows"
+                )
+            )
         subsets[name] = rows.iloc[picked].reset_index(drop=True)
+    raise_problems(problems, usable=frame)
     return subsets
 
 

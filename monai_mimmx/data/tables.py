@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from monai_mimmx.errors import raise_problems
+
 logger = logging.getLogger(__name__)
 
 PARTITIONS = ("train", "val", "test")
@@ -136,15 +138,7 @@ def _parse_rule(rule: Any, where: str) -> Rule:
     raise ValueError(f"{where}: expected {_RULE_HELP}, got {rule!r}")
 
 
-def _parse_task(task: Any, position: int) -> Task:
-    if not isinstance(task, Mapping):
-        raise TypeError(f"tasks[{position}]: expected a mapping with name, column and classes, got {task!r}")
-    where = f"tasks[{position}] ({task.get('name', 'no name')!r})"
-    if unknown := sorted({*map(str, task)} - {"name", "column", "negative", "positive", "classes"}):
-        raise ValueError(f"{where}: expected name, column and negative, positive or classes, got unknown key {unknown}")
-    for key in ("name", "column"):
-        if not isinstance(task.get(key), str) or not task[key].strip():
-            raise ValueError(f"{where}: expected {key!r} to be a text, got {task.get(key)!r}")
+def _parse_rules(task: Mapping[str, Any], where: str) -> list[Any]:
     if "classes" in task:
         if "negative" in task or "positive" in task:
             raise ValueError(f"{where}: expected either 'classes' or 'negative' and 'positive', got both")
@@ -157,12 +151,38 @@ def _parse_task(task: Any, position: int) -> Task:
         rules = [task["negative"], task["positive"]]
     if len(rules) < 2:
         raise ValueError(f"{where}: expected 2 or more classes, got {len(rules)}")
-    parsed = tuple(_parse_rule(rule, f"{where}, class {index}") for index, rule in enumerate(rules))
-    for index, rule in enumerate(parsed):
+    return rules
+
+
+def _parse_task(task: Any, position: int) -> Task:
+    if not isinstance(task, Mapping):
+        raise TypeError(f"tasks[{position}]: expected a mapping with name, column and classes, got {task!r}")
+    where = f"tasks[{position}] ({task.get('name', 'no name')!r})"
+    problems: list[Exception] = []
+    if unknown := sorted({*map(str, task)} - {"name", "column", "negative", "positive", "classes"}):
+        told = f"{where}: expected name, column and negative, positive or classes, got unknown key {unknown}"
+        problems.append(ValueError(told))
+    for key in ("name", "column"):
+        if not isinstance(task.get(key), str) or not task[key].strip():
+            problems.append(ValueError(f"{where}: expected {key!r} to be a text, got {task.get(key)!r}"))
+    parsed: list[Rule] = []
+    try:
+        rules = _parse_rules(task, where)
+    except ValueError as error:
+        rules = []
+        problems.append(error)
+    for index, rule in enumerate(rules):
+        try:
+            parsed.append(_parse_rule(rule, f"{where}, class {index}"))
+        except ValueError as error:
+            problems.append(error)
+    for index, first in enumerate(parsed):
         for other in parsed[:index]:
-            if rule.overlaps(other):
-                raise ValueError(f"{where}: the rules {other.text} and {rule.text} overlap: a value may match one only")
-    return Task(name=task["name"].strip(), column=task["column"].strip(), classes=parsed)
+            if first.overlaps(other):
+                told = f"{where}: the rules {other.text} and {first.text} overlap: a value may match one only"
+                problems.append(ValueError(told))
+    raise_problems(problems)
+    return Task(name=task["name"].strip(), column=task["column"].strip(), classes=tuple(parsed))
 
 
 def parse_tasks(tasks: Sequence[Mapping[str, Any] | Task]) -> list[Task]:
@@ -192,19 +212,38 @@ def parse_tasks(tasks: Sequence[Mapping[str, Any] | Task]) -> list[Task]:
     """
     if isinstance(tasks, str | Mapping) or not isinstance(tasks, Iterable):
         raise TypeError(f"expected a list of tasks, got {tasks!r}")
-    parsed = [task if isinstance(task, Task) else _parse_task(task, index) for index, task in enumerate(tasks)]
-    if len(parsed) < 2:
-        raise ValueError(f"expected a primary task and one or more spurious factors, got {len(parsed)} task(s)")
+    entries = list(tasks)
+    parsed: dict[int, Task] = {}
+    problems: list[Exception] = []
+    for index, entry in enumerate(entries):
+        try:
+            parsed[index] = entry if isinstance(entry, Task) else _parse_task(entry, index)
+        except (TypeError, ValueError) as error:
+            problems.append(error)
+    if len(entries) < 2:
+        problems.append(
+            ValueError(f"expected a primary task and one or more spurious factors, got {len(entries)} task(s)")
+        )
     seen: set[str] = set()
-    for index, task in enumerate(parsed):
+    for index, task in parsed.items():
         if task.name in seen:
-            raise ValueError(f"expected every task to have its own name, got {task.name!r} twice")
+            problems.append(ValueError(f"expected every task to have its own name, got {task.name!r} twice"))
         if task.name in RESERVED_NAMES:
-            raise ValueError(f"the name {task.name!r} is reserved ({', '.join(RESERVED_NAMES)}): rename the task")
+            told = f"the name {task.name!r} is reserved ({', '.join(RESERVED_NAMES)}): rename the task"
+            problems.append(ValueError(told))
         if index and task.name == "y":
-            raise ValueError("the name 'y' stands for the primary task: rename the spurious factor")
+            problems.append(ValueError("the name 'y' stands for the primary task: rename the spurious factor"))
         seen.add(task.name)
-    return parsed
+    raise_problems(problems, usable=list(parsed.values()) if 0 in parsed and len(seen) == len(parsed) > 1 else None)
+    return list(parsed.values())
+
+
+def lacks_columns(path: str | os.PathLike[str], missing: Sequence[str], header: Sequence[str]) -> ValueError:
+    """The error that tells which columns a table lacks, and which it has."""
+    return ValueError(
+        f"{path} has no column {', '.join(map(repr, missing))}: it has {', '.join(map(repr, header))}"
+        + (" (is the separator a comma?)" if len(header) == 1 else "")
+    )
 
 
 def read_columns(
@@ -215,14 +254,14 @@ def read_columns(
         raise FileNotFoundError(f"no table at {path}: expected a CSV file (check dataset_dir or the path)")
     try:
         header = [str(name).strip() for name in pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns]
-        if missing := [name for name in required if name not in header]:
-            raise ValueError(
-                f"{path} has no column {', '.join(map(repr, missing))}: it has {', '.join(map(repr, header))}"
-                + (" (is the separator a comma?)" if len(header) == 1 else "")
-            )
+        problems = (
+            [lacks_columns(path, missing, header)] if (missing := [n for n in required if n not in header]) else []
+        )
         wanted = {*required, *optional}
         if twice := [name for name in header if header.count(name) > 1 and (everything or name in wanted)]:
-            raise ValueError(f"{path} has the column {twice[0]!r} twice: rename one")
+            problems.append(ValueError(f"{path} has the column {twice[0]!r} twice: rename one"))
+        if twice or (missing and wanted.isdisjoint(header)):
+            raise_problems(problems)
         frame = pd.read_csv(
             path,
             dtype=str,
@@ -243,8 +282,14 @@ def read_columns(
         frame[name] = stripped.mask(stripped == "")
     frame = frame.dropna(how="all")
     if frame.empty:
-        raise ValueError(f"{path} is empty: it has a header and no rows")
+        problems.append(ValueError(f"{path} is empty: it has a header and no rows"))
+    raise_problems(problems, usable=None if frame.empty else frame)
     return frame
+
+
+def and_more(count: int) -> str:
+    """What follows the first of several rows with the same problem."""
+    return f" (and in {count - 1} more rows)" if count > 1 else ""
 
 
 def classify(values: pd.Series, task: Task, path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -256,29 +301,40 @@ def classify(values: pd.Series, task: Task, path: Path) -> tuple[np.ndarray, dic
     class_of = np.array([class_of_key.get(key, -2) for key in keys] + [-1], dtype=np.int64)
     has_interval = any(rule.is_interval for rule in task.classes)
     numbers = np.array([float(key) if _PLAIN_NUMBER.fullmatch(key) else np.nan for key in keys] + [np.nan])
+    problems: list[Exception] = []
     if has_interval:
         is_text = np.isnan(numbers) & (class_of == -2)
         if is_text.any():
-            row = int(np.flatnonzero(is_text[codes])[0])
+            rows = np.flatnonzero(is_text[codes])
             comparison = next(rule.text for rule in task.classes if rule.is_interval)
-            raise ValueError(
-                f"{path}, line {values.index[row]}, column {task.column!r}: the rule {comparison!r} of task "
-                f"{task.name!r} compares numbers, but the value is {values.iloc[row]!r}: write a number, leave it "
-                "blank, or use a list of values as the rule"
+            problems.append(
+                ValueError(
+                    f"{path}, line {values.index[rows[0]]}, column {task.column!r}: the rule {comparison!r} of task "
+                    f"{task.name!r} compares numbers, but the value is {values.iloc[rows[0]]!r}{and_more(len(rows))}: write a "
+                    "number, leave it blank, or use a list of values as the rule"
+                )
             )
         for index, rule in enumerate(task.classes):
             if rule.is_interval:
                 class_of[rule.contains(numbers)] = index
     classes = class_of[codes]
     counts = np.bincount(classes[classes >= 0], minlength=task.num_classes)
-    if not counts.all():
-        rule = task.classes[int(np.flatnonzero(counts == 0)[0])]
-        common = values.value_counts()
-        listed = ", ".join(f"{value!r} ({count})" for value, count in common.head(8).items())
-        raise ValueError(
-            f"{path}, column {task.column!r}: the rule {rule.text} of task {task.name!r} matches no row; the column "
-            f"holds {listed or 'only blanks'}{', ...' if len(common) > 8 else ''}"
+    common = values.value_counts()
+    listed = ", ".join(f"{value!r} ({count})" for value, count in common.head(8).items())
+    empty = [
+        rule.text
+        for rule, count in zip(task.classes, counts, strict=True)
+        if not count and not (problems and rule.is_interval)  # as long as there is text among its numbers
+    ]
+    if empty:
+        told = f"rule {empty[0]}" if len(empty) == 1 else f"rules {', '.join(empty[:-1])} and {empty[-1]}"
+        problems.append(
+            ValueError(
+                f"{path}, column {task.column!r}: the {told} of task {task.name!r} {'matches' if len(empty) == 1 else 'match'} "
+                f"no row; the column holds {listed or 'only blanks'}{', ...' if len(common) > 8 else ''}"
+            )
         )
+    raise_problems(problems)
     uncovered = classes == -2
     if not uncovered.any():
         return classes, {}
@@ -294,7 +350,8 @@ def classify(values: pd.Series, task: Task, path: Path) -> tuple[np.ndarray, dic
     return classes, reasons
 
 
-def _check_images_exist(images: Sequence[str], path: Path) -> None:
+def _missing(images: Sequence[str]) -> list[str]:
+    """Those of the files that do not exist."""
     by_folder: dict[str, list[str]] = defaultdict(list)
     for image in dict.fromkeys(images):
         by_folder[os.path.dirname(image)].append(image)
@@ -308,12 +365,59 @@ def _check_images_exist(images: Sequence[str], path: Path) -> None:
         except OSError:
             present = set()
         missing += [file for file in files if os.path.basename(file) not in present]
-    if missing:
-        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise FileNotFoundError(
-            f"{path}: {len(missing)} of {len(images)} image files do not exist: {shown} "
-            "(relative paths are taken from the table's folder; set image_root to change that)"
+    return missing
+
+
+def _find_images(table: pd.DataFrame, column: str, root: str, path: Path, check: bool) -> tuple[pd.Series, list]:
+    """Absolute path of each row's image, NA where it cannot be used, and what is wrong."""
+    problems: list[Exception] = []
+    names = [None if pd.isna(name) else os.path.normpath(os.path.join(root, name)) for name in table[column].tolist()]
+    images = pd.Series(names, table.index, dtype=object)
+    below = root if root.endswith(os.sep) else root + os.sep
+    if (outside := np.array([name is not None and not name.startswith(below) for name in names])).any():
+        line = table.index[outside][0]
+        told = (
+            f"{path}, line {line}, column {column!r}: {table[column][line]!r} leads out of {root}"
+            f"{and_more(int(outside.sum()))}: move the images below it, or name a folder that holds them all as image_root"
         )
+        problems.append(ValueError(told))
+        images = images.mask(outside)
+    if check and (missing := _missing(images.dropna().tolist())):
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        problems.append(
+            FileNotFoundError(
+                f"{path}: {len(missing)} of {len(images)} image files do not exist: {shown} "
+                f"(relative names start from {root}; image_root changes that)"
+            )
+        )
+        images = images.mask(images.isin(missing))
+    return images, problems
+
+
+def _split_problems(split: pd.Series, subjects: pd.Series | None, path: Path) -> list[Exception]:
+    """Rows of no known split, and subjects in more than one."""
+    problems: list[Exception] = []
+    if (wrong := ~split.isin(PARTITIONS)).any():
+        line = split.index[wrong][0]
+        problems.append(
+            ValueError(
+                f"{path}, line {line}, column {split.name!r}: expected train, val or test, got {split[line]!r}"
+                f"{and_more(int(wrong.sum()))}"
+            )
+        )
+    if subjects is None:
+        return problems
+    pairs = pd.DataFrame({"subject": subjects, "split": split})[~wrong].dropna().drop_duplicates()
+    if (twice := pairs["subject"].duplicated()).any():
+        subject = pairs["subject"][twice].iloc[0]
+        splits = pairs.loc[pairs["subject"] == subject, "split"].tolist()
+        problems.append(
+            ValueError(
+                f"{path}: subject {subject!r} stands in the splits {' and '.join(map(repr, splits))} "
+                f"({int(twice.sum())} such): give each subject one split, or drop the column {split.name!r}"
+            )
+        )
+    return problems
 
 
 def read_table(
@@ -336,10 +440,11 @@ def read_table(
     Args:
         path: the CSV file, UTF-8, comma separated, with a header.
         tasks: what `parse_tasks` takes or returns; the first is the primary task.
-        image_column: column of the image files, absolute or relative to `image_root`.
+        image_column: column of the image files, absolute or relative to `image_root`, which none may lead out of.
         subject_column: column of the subject (patient) each image belongs to.
         split_column: column that says `train`, `val` or `test`; need not exist.
-        image_root: folder that relative image paths start from; None: the table's folder.
+        image_root: folder that holds the images and that relative paths start from; None: the table's folder. The names
+            are taken as they are written: a link inside the folder may lead anywhere.
         prepare: turns the whole table (text, blanks as NA) into one with the columns above, and counts the rows that it
             leaves out by reason, such as `CheXpertColumns`.
         unmatched: of a spurious factor's value that matches none of its rules: "exclude" the row, or count the value as
@@ -354,8 +459,9 @@ def read_table(
     Raises:
         FileNotFoundError: no table, or missing image files.
         ValueError: an empty or unreadable table, a missing column, text where a rule compares numbers, a rule that
-            matches nobody, fewer than 2 classes left, a blank image or subject, an unknown split, a subject in two
-            splits, or an image that belongs to two subjects.
+            matches nobody, fewer than 2 classes left, a blank image or subject, an image outside `image_root`, an unknown
+            split, a subject in two splits, or an image that belongs to two subjects. Several of these are told as one
+            error, which has as `usable` the rows whose images exist.
 
     Example:
         >>> import pathlib, tempfile
@@ -373,26 +479,42 @@ def read_table(
     if unmatched not in ("exclude", "unknown"):
         raise ValueError(f"expected unmatched to be 'exclude' or 'unknown', got {unmatched!r}")
     parsed = parse_tasks(tasks)
+    problems: list[Exception] = []
     required = list(dict.fromkeys([image_column, subject_column, *(task.column for task in parsed)]))
-    table = read_columns(path, [] if prepare else required, [split_column], everything=prepare is not None)
+    try:
+        table = read_columns(path, [] if prepare else required, [split_column], everything=prepare is not None)
+    except ValueError as error:
+        if getattr(error, "usable", None) is None:
+            raise
+        table = error.usable  # type: ignore[attr-defined]
+        problems.append(error)
     total = len(table)
     excluded: dict[str, int] = {}
     if prepare is not None:
-        table, excluded = prepare(table, path)
+        try:
+            table, excluded = prepare(table, path)
+        except ValueError as error:
+            raise_problems([*problems, error])
         if missing := [name for name in required if name not in table.columns]:
-            raise ValueError(f"{path} has no column {missing[0]!r}: it has {', '.join(map(repr, table.columns))}")
+            problems.append(lacks_columns(path, missing, list(table.columns)))
         if table.empty:
             left_out = ", ".join(f"{count} {reason}" for reason, count in excluded.items())
-            raise ValueError(f"{path}: no row of {total} is left; excluded: {left_out}")
-    for column in (image_column, subject_column):
-        if table[column].isna().any():
-            line = table.index[table[column].isna()][0]
-            raise ValueError(f"{path}, line {line}: column {column!r} is blank: every row needs one")
+            raise_problems([*problems, ValueError(f"{path}: no row of {total} is left; excluded: {left_out}")])
+    for column in dict.fromkeys((image_column, subject_column)):
+        if column in table.columns and (blank := table[column].isna()).any():
+            told = f"{path}, line {table.index[blank][0]}: column {column!r} is blank{and_more(int(blank.sum()))}"
+            problems.append(ValueError(f"{told}: every row needs one"))
 
     keep = np.ones(len(table), dtype=bool)
     labels: dict[str, np.ndarray] = {}
     for index, task in enumerate(parsed):
-        labels[task.name], reasons = classify(table[task.column], task, path)
+        if task.column not in table.columns:
+            continue
+        try:
+            labels[task.name], reasons = classify(table[task.column], task, path)
+        except ValueError as error:
+            problems.append(error)
+            continue
         if index == 0:
             reasons = {f"{task.name} is blank": labels[task.name] == -1, **reasons}
         elif unmatched == "unknown":
@@ -403,43 +525,40 @@ def read_table(
                 keep &= ~rows
     summary = f"{path}: {int(keep.sum())} of {total} rows kept" + (f", excluded: {excluded}" if excluded else "")
     if not keep.any():
-        raise ValueError(f"{summary}; every row is excluded: check the rules of the tasks")
+        problems.append(ValueError(f"{summary}; every row is excluded: check the rules of the tasks"))
+        raise_problems(problems)
     for task in parsed:
+        if task.name not in labels:
+            continue
         left = np.unique(labels[task.name][keep & (labels[task.name] >= 0)])
         if len(left) < 2:
             classes = ", ".join(task.classes[index].text for index in left) or "none"
-            raise ValueError(f"{summary}; expected 2 or more classes of {task.name!r} among them, found {classes}")
+            told = f"{summary}; expected 2 or more classes of {task.name!r} among them, found {classes}"
+            problems.append(ValueError(told))
     table = table[keep]
 
-    root = str(path.parent if image_root is None else Path(image_root).expanduser().absolute())
-    images = [os.path.normpath(os.path.join(root, image)) for image in table[image_column].tolist()]
-    frame = pd.DataFrame({"image": images, "subject": table[subject_column].to_numpy()})
-    if frame["image"].duplicated().any():
-        owners = frame.drop_duplicates().loc[lambda pairs: pairs["image"].duplicated(keep=False)]
-        if len(owners):
-            image = owners["image"].iloc[0]
-            subjects = owners.loc[owners["image"] == image, "subject"].tolist()
-            raise ValueError(f"{path}: {image} belongs to two subjects, {subjects[0]!r} and {subjects[1]!r}")
+    frame = pd.DataFrame(index=table.index)
+    subjects = table[subject_column] if subject_column in table.columns else None
+    if image_column in table.columns:
+        root = os.path.normpath(path.parent if image_root is None else Path(image_root).expanduser().absolute())
+        frame["image"], more = _find_images(table, image_column, root, path, check_images)
+        problems += more
+    if subjects is not None:
+        frame["subject"] = subjects
+        if "image" in frame:
+            pairs = frame[["image", "subject"]].dropna().drop_duplicates()
+            if (twice := pairs["image"].duplicated()).any():
+                image = pairs["image"][twice].iloc[0]
+                owners = pairs.loc[pairs["image"] == image, "subject"].tolist()
+                told = f"{path}: {image} belongs to two subjects, {owners[0]!r} and {owners[1]!r} ({int(twice.sum())} such)"
+                problems.append(ValueError(f"{told}: give each image one subject"))
     if split_column in table.columns:
-        split = table[split_column]
-        if (wrong := ~split.isin(PARTITIONS)).any():
-            line = table.index[wrong][0]
-            raise ValueError(
-                f"{path}, line {line}, column {split_column!r}: expected train, val or test, got {split[line]!r}"
-            )
-        frame["split"] = split.to_numpy()
-        pairs = frame[["subject", "split"]].drop_duplicates()
-        if (twice := pairs["subject"].duplicated()).any():
-            subject = pairs["subject"][twice].iloc[0]
-            splits = pairs.loc[pairs["subject"] == subject, "split"].tolist()
-            raise ValueError(
-                f"{path}: subject {subject!r} stands in the splits {' and '.join(map(repr, splits))} "
-                f"({int(twice.sum())} such): give each subject one split, or drop the column {split_column!r}"
-            )
-    for task in parsed:
-        frame[task.name] = labels[task.name][keep]
-    if check_images:
-        _check_images_exist(images, path)
+        frame["split"] = table[split_column]
+        problems += _split_problems(table[split_column], subjects, path)
+    for name, classes_of_rows in labels.items():
+        frame[name] = classes_of_rows[keep]
+    raise_problems(problems, usable=frame.dropna(subset=["image"]) if "image" in frame else None)
+    frame = frame.reset_index(drop=True)
     frame.attrs |= {"excluded": excluded, "table": str(path)}
     logger.info(summary)
     return frame

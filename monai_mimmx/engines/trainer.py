@@ -21,6 +21,8 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from monai_mimmx.options import require_options
+
 __all__ = ["MIMMXTrainer"]
 
 
@@ -157,14 +159,7 @@ class MIMMXTrainer(SupervisedTrainer):
         max_grad_norm: float | None = 1.0,
         **kwargs: Any,
     ) -> None:
-        if not lambda_mi >= 0:
-            raise ValueError(f"lambda_mi must be 0 or more, got {lambda_mi}.")
-        if n_b < 1:
-            raise ValueError(f"n_b, the estimator steps per encoder batch, must be 1 or more, got {n_b}.")
-        if lambda_warmup < 0 or feature_batches < 0:
-            raise ValueError(
-                f"lambda_warmup and feature_batches must be 0 or more, got {lambda_warmup} and {feature_batches}."
-            )
+        require_options(lambda_mi=lambda_mi, n_b=n_b, lambda_warmup=lambda_warmup, feature_batches=feature_batches)
         if attention_temperature <= 0:
             raise ValueError(f"attention_temperature must be above 0, got {attention_temperature}.")
         if kwargs.get("accumulation_steps", 1) != 1:

@@ -265,6 +265,12 @@ def source_commit() -> str | None:
         return None
 
 
+def require_checkpoint(path: Path) -> None:
+    """Raise FileNotFoundError where there is no such checkpoint."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}; train first, or name another with --ckpt.")
+
+
 def read_weights(path: Path) -> Mapping[str, Any]:
     """
     The weights in a checkpoint file: its entry of a usual name, or all of it.
@@ -292,8 +298,7 @@ def load_model(network: nn.Module, path: Path) -> None:
         FileNotFoundError: if there is no such file.
         ValueError: if it does not fit the network.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}; train first, or name another with --ckpt.")
+    require_checkpoint(path)
     weights = read_weights(path)
     try:
         network.load_state_dict(weights)

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from monai_mimmx.data import CachedImages, keep_batch
 from monai_mimmx.data.splits import cell_index
+from monai_mimmx.errors import raise_problems
 from monai_mimmx.evaluation.protocol import load_model
 from monai_mimmx.files import write_checkpoint
 from monai_mimmx.networks import MIMMXNet
@@ -59,6 +60,30 @@ def _encode(network: MIMMXNet, data: CachedImages, device: torch.device | str) -
             outputs.append(network.encoder(batch["image"].to(device)).float().cpu())
             labels.append(batch["label"])
     return torch.cat(outputs).double().numpy(), torch.cat(labels).numpy()
+
+
+def check_refit(labels: np.ndarray, num_classes: Sequence[int], feature_dim: int) -> None:
+    """
+    Raise ValueError where `refit_last_layer` cannot work with these labels, or this width of the feature blocks.
+
+    Args:
+        labels: class indices `(n, 1 + N)` of the data to refit on, -1 where one is missing.
+        num_classes: classes of each task, the primary task first.
+        feature_dim: width of every feature block.
+    """
+    problems = []
+    width = 1 if num_classes[0] == 2 else num_classes[0]
+    if feature_dim < width:
+        told = f"the logits of {num_classes[0]} classes need feature_dim {width} or more, got {feature_dim}."
+        problems.append(ValueError(told))
+    cells = cell_index(labels, num_classes)
+    y = np.unique(labels[cells >= 0, 0])
+    if len(y) < num_classes[0]:
+        problems.append(ValueError(f"every class of the primary task needs rows in the data to refit on, got {y}."))
+    elif np.unique(cells[cells >= 0], return_counts=True)[1].min() < 2:
+        told = "every (y, z) cell needs 2 or more rows in the data to refit on: give it more rows."
+        problems.append(ValueError(told))
+    raise_problems(problems)
 
 
 def refit_last_layer(
@@ -102,20 +127,12 @@ def refit_last_layer(
     """
     if draws < 1:
         raise ValueError(f"draws must be 1 or more, got {draws}.")
-    width = 1 if num_classes[0] == 2 else num_classes[0]
-    if network.feature_dim < width:
-        raise ValueError(
-            f"the logits of {num_classes[0]} classes need feature_dim {width} or more, got {network.feature_dim}."
-        )
+    check_refit(data.labels, num_classes, network.feature_dim)
     load_model(network, Path(checkpoint))
     features, labels = _encode(network, data, device)
     cells = cell_index(labels, num_classes)
     features, labels, cells = features[cells >= 0], labels[cells >= 0], cells[cells >= 0]
     y = labels[:, 0]
-    if len(np.unique(y)) < num_classes[0]:
-        raise ValueError(f"every class of the primary task needs rows in the data to refit on, got {np.unique(y)}.")
-    if np.unique(cells, return_counts=True)[1].min() < 2:
-        raise ValueError("every (y, z) cell needs 2 or more rows in the data to refit on: give it more rows.")
     mean, scale = features.mean(0), features.std(0)
     scale[scale < 1e-12] = 1.0
     standard = (features - mean) / scale

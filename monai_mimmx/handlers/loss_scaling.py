@@ -11,6 +11,8 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from monai_mimmx.options import require_options
+
 __all__ = ["DynamicLossScaling", "loss_scaling_factors"]
 
 
@@ -67,9 +69,7 @@ class DynamicLossScaling:
     """
 
     def __init__(self, alpha_y: float = 0.3, alpha_z: float = 0.8, beta_y: float = 0.01) -> None:
-        for name, value in {"alpha_y": alpha_y, "alpha_z": alpha_z}.items():
-            if value < 0:
-                raise ValueError(f"{name} must be 0 or more, got {value}.")
+        require_options(alpha_y=alpha_y, alpha_z=alpha_z, beta_y=beta_y)
         self.alpha_y_initial, self.alpha_z, self.beta_y = alpha_y, alpha_z, beta_y
         self.alpha_y = alpha_y
 

@@ -14,6 +14,8 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
+from monai_mimmx.options import require_options
+
 __all__ = ["WeightAveraging"]
 
 
@@ -66,10 +68,7 @@ class WeightAveraging:
         num_batches: int = 20,
         interval: int = 1,
     ) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1), got {decay}.")
-        if num_batches < 1 or interval < 1:
-            raise ValueError(f"num_batches and interval must be 1 or more, got {num_batches} and {interval}.")
+        require_options(decay=decay, num_batches=num_batches, interval=interval)
         self.network = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
         self.loader, self.prepare_batch, self.device = loader, prepare_batch, torch.device(device)
         self.num_batches, self.interval, self.decay = num_batches, interval, decay

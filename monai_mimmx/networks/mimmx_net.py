@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from monai_mimmx.networks.attention import ConfounderAttentionWeighter
 from monai_mimmx.networks.encoders import make_encoder
+from monai_mimmx.options import require_options
 
 __all__ = ["MIMMXNet"]
 
@@ -65,10 +66,7 @@ class MIMMXNet(nn.Module):
             raise ValueError(f"num_classes needs the primary task and 1 or more spurious factors, got {num_classes}.")
         if min(num_classes) < 2:
             raise ValueError(f"every task needs 2 or more classes, got {tuple(num_classes)}.")
-        if feature_dim < 1:
-            raise ValueError(f"feature_dim must be 1 or more, got {feature_dim}.")
-        if caw not in (True, False, "features", "terms"):
-            raise ValueError(f"caw must be True, False, 'features' or 'terms', got {caw!r}.")
+        require_options(feature_dim=feature_dim, caw=caw)
         self.num_classes = tuple(num_classes)
         self.num_tasks = len(num_classes)
         self.num_factors = self.num_tasks - 1

@@ -14,13 +14,9 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
+from monai_mimmx.options import require_options
+
 FOREGROUND = "foreground"
-
-
-def _check_position(position: float | str) -> None:
-    is_fraction = isinstance(position, int | float) and not isinstance(position, bool) and 0 <= position <= 1
-    if not is_fraction and position != FOREGROUND:
-        raise ValueError(f"expected position to be a number from 0 to 1 or 'foreground', got {position!r}")
 
 
 def _slice_index(volume: NdarrayOrTensor, position: float | str, axis: int) -> int:
@@ -49,7 +45,7 @@ def axial_slice(volume: NdarrayOrTensor, position: float | str = 0.5) -> Ndarray
         >>> axial_slice(np.arange(3.0).reshape(1, 1, 1, 3), 1.0).tolist()
         [[[2.0]]]
     """
-    _check_position(position)
+    require_options(position=position)
     if volume.ndim != 4:
         raise ValueError(f"expected a volume (C, X, Y, Z), got shape {tuple(volume.shape)}")
     return volume[..., _slice_index(volume, position, 3)]
@@ -78,7 +74,7 @@ class AxialSliced(MapTransform):
 
     def __init__(self, keys: KeysCollection, position: float | str = 0.5, *, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        _check_position(position)
+        require_options(position=position)
         self.position = position
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

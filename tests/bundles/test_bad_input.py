@@ -16,16 +16,18 @@ from PIL import Image
 from runs import options, train, workflow
 
 from monai_mimmx.data import write_brain_cohort, write_chest_cohort
-from monai_mimmx.errors import root_cause
+from monai_mimmx.errors import Problems, root_cause
 
 
 def fails(error, message, *arguments, **more):
-    """Train, and check the root cause of the failure."""
+    """Train, and check that nothing but this is told to be wrong."""
     with pytest.raises(Exception) as caught:
         train(*arguments, **more)
+    problems = root_cause(caught.value)
+    assert isinstance(problems, Problems)
     with pytest.raises(error, match=message) as cause:
-        raise root_cause(caught.value)
-    assert cause.type is error
+        raise problems.errors[0]
+    assert cause.type is error and len(problems.errors) == 1, problems
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,7 @@ def fails(error, message, *arguments, **more):
         ({"sampling": "fair"}, ValueError, "sampling must be 'correlated' or 'balanced', got 'fair'"),
         ({"caw": "terms", "estimator": "joint"}, ValueError, "needs one term per factor"),
         ({"dataset_dir": "/nowhere"}, FileNotFoundError, "no table at /nowhere/labels.csv"),
-        ({"agreement": 1.5}, ValueError, "expected agreement to be a number from 0 to 1 or 'natural', got 1.5"),
+        ({"agreement": 1.5}, ValueError, "agreement must be a number from 0 to 1 or 'natural', got 1.5"),
     ],
 )
 def test_wrong_options_are_told(more, error, message, folders, tmp_path):
@@ -117,7 +119,7 @@ def volume(values):
 def test_bad_images(own, folders, tmp_path, damage, error, message):
     for path in sorted((own / "images").iterdir())[::2]:
         damage(path)
-    message = message.format(r"row \d+ of subset '.*': .*own/images/sub-\d+\.nii: ")
+    message = message.format(r"\d+ of \d+ images looked at cannot be used: /.*own/images/sub-\d+\.nii: ")
     more = {"dataset_dir": str(own), "cache_dir": str(tmp_path / "cache")}
     fails(error, message, "brain_age", folders, tmp_path / "output", **more)
     left = [path for path in (tmp_path / "cache").glob("*")] if (tmp_path / "cache").exists() else []
@@ -143,7 +145,7 @@ def films_table(films):
         (
             lambda t: t.rename(columns={"Path": "dicom_id", "Sex": "gender"}),
             ValueError,
-            "train.csv has no column 'Path', which CheXpert's table has",
+            "train.csv has no column 'Path', 'Sex': it has 'dicom_id', .*; CheXpert's table has them",
         ),
         (
             lambda t: t.assign(Path="CheXpert-v1.0/train/" + t.Path.str.split("/").str[-3] + "/x.jpg"),
@@ -152,7 +154,7 @@ def films_table(films):
         ),
         (lambda t: t.assign(Path="a.jpg"), ValueError, "expected a Path with a patient, such as .*, got 'a.jpg'"),
         (lambda t: t.assign(Age="unknown"), ValueError, "train.csv, line 2, column 'Age': .* 'unknown'"),
-        (lambda t: t.assign(Age=55), ValueError, "column 'Age': the rule < 50 of task 'age' matches no row"),
+        (lambda t: t.assign(Age=55), ValueError, "column 'Age': the rules < 50 and > 60 of task 'age' match no row"),
         (
             lambda t: t.assign(Sex="Unknown"),
             ValueError,
@@ -180,7 +182,9 @@ def test_bad_films_tables(films, folders, tmp_path, change, error, message):
 def test_a_truncated_film_is_named_and_leaves_no_cache(films, folders, tmp_path):
     for path in sorted(films.rglob("*.jpg"))[::2]:
         path.write_bytes(path.read_bytes()[:600])
-    message = r"row \d+ of subset '.*': .*patient\d+/study\d/view1_frontal\.jpg: it cannot be read as an image"
+    message = (
+        r"200 or more of [\d,]+ images looked at cannot be used: /.*patient\d+/study\d/view\d_frontal\.jpg: it cannot be read"
+    )
     more = {"dataset_dir": str(films), "cache_dir": str(tmp_path / "cache")}
     fails(ValueError, message, "pleural_effusion", folders, tmp_path / "output", **more)
     assert not list((tmp_path / "cache").glob("*.npy"))

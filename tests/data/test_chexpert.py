@@ -159,8 +159,8 @@ def test_against_a_plain_loop(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"uncertain": "maybe"}, "uncertain to be one of exclude, zero, one, got 'maybe'"),
-        ({"blank": "maybe"}, "blank to be one of no_finding, zero, exclude, got 'maybe'"),
+        ({"uncertain": "maybe"}, "uncertain must be 'exclude', 'zero' or 'one', got 'maybe'"),
+        ({"blank": "maybe"}, "blank must be 'no_finding', 'zero' or 'exclude', got 'maybe'"),
         ({"primary": "Flu"}, "primary to be one of .*, got 'Flu'"),
         ({"cod_columns": ["Flu"]}, "cod_columns among .*, got 'Flu'"),
         ({"cod_columns": ["Pleural Effusion"]}, "got 'Pleural Effusion'"),
@@ -178,7 +178,9 @@ def test_bad_tables(tmp_path):
         read(write(tmp_path, [*PLAIN, record(5) | {"Path": "train/p1.jpg"}]))
     path = tmp_path / "other.csv"
     path.write_text("Path,Sex\nx,Male\n")
-    with pytest.raises(ValueError, match="no column 'Age', which CheXpert's table has"):
+    with pytest.raises(
+        ValueError, match="no column 'Age', 'Frontal/Lateral', .*: it has 'Path', 'Sex'; CheXpert's table has them"
+    ):
         read(path)
     with pytest.raises(ValueError, match="no row of 1 is left; excluded: 1 not a frontal view"):
         read(write(tmp_path, [record(5, "lateral")]))

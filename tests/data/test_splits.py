@@ -268,9 +268,11 @@ def test_sizes_are_caps():
 
 def test_subset_errors():
     frame, tasks = cohort(), two_tasks()
-    with pytest.raises(ValueError, match="got 'test'"):
+    with pytest.raises(ValueError, match="not 'test'"):
         make_subsets(frame, tasks, sizes={"test": 3})
-    with pytest.raises(ValueError, match=r"sizes\['val'\] to be a whole number of 1 or more, or None, got 0"):
+    with pytest.raises(
+        ValueError, match="sizes must be a whole number of 1 or more, or None, for 'val', got {'val': 0}"
+    ):
         make_subsets(frame, tasks, sizes={"val": 0})
     with pytest.raises(ValueError, match="'select' comes from the partition 'val', which has no rows"):
         make_subsets(frame.assign(split="train"), tasks)

@@ -100,8 +100,21 @@ def test_excluded_rows_are_counted_once_and_logged(tmp_path, caplog):
 
 
 def test_paths(tmp_path):
-    frame = read(tmp_path, ["/abs/a.png,1,40,F", "sub/../b.png,2,60,M"], image_root="/data")
-    assert frame["image"].tolist() == ["/abs/a.png", "/data/b.png"]
+    frame = read(tmp_path, ["/data/x/a.png,1,40,F", "sub/../b.png,2,60,M"], image_root="/data")
+    assert frame["image"].tolist() == ["/data/x/a.png", "/data/b.png"]
+    frame = read(tmp_path, ["/abs/a.png,1,40,F", "/b.png,2,60,M"], image_root="/")
+    assert frame["image"].tolist() == ["/abs/a.png", "/b.png"]
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../secret.png", "images/../../secret.png", "{root}-other/a.png", ".."]
+)
+def test_an_image_cannot_lead_out_of_its_root(tmp_path, name):
+    name = name.format(root=tmp_path)
+    with pytest.raises(
+        ValueError, match=rf"line 3, column 'image': '{name}' leads out of {tmp_path}: move .* image_root$"
+    ):
+        read(tmp_path, ["a.png,1,40,F", f"{name},2,60,M"])
 
 
 def test_byte_order_mark_spaces_in_header_and_blank_lines(tmp_path):

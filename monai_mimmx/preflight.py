@@ -1,0 +1,377 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that can be wrong with a training, looked for before it begins and told at once."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from monai.bundle import ConfigParser, ReferenceResolver
+from torch import nn
+
+from monai_mimmx.data.cache import blank_subsets, cached_file, load_image
+from monai_mimmx.data.cohort_folder import MARKER_NAME
+from monai_mimmx.data.headers import check_headers
+from monai_mimmx.data.splits import describe_subsets
+from monai_mimmx.errors import Problems, check_writable, root_cause
+from monai_mimmx.evaluation.protocol import load_model, require_checkpoint
+from monai_mimmx.evaluation.refit import check_refit
+from monai_mimmx.options import known_options, option_problems
+
+__all__ = ["Preflight"]
+
+WORDS = {"true": True, "false": False, "null": None}
+"""JSON's words, which the command line of MONAI hands on as texts."""
+
+NOT_OPTIONS = ("save_execute_config",)
+"""Ids that MONAI reads by itself."""
+
+WRITES_WHEN_MADE = ("TensorBoard", "MLFlow")
+"""Parts of the names of handlers that make files as soon as they exist."""
+
+_PARALLEL = re.compile(r"\$.*DistributedDataParallel\(\s*(@[\w#:]+).*", re.DOTALL)
+_MAX_DECODED = 200
+
+
+class Preflight:
+    """
+    Check the options, the table and the images of a bundle's training before it begins, and tell all that is wrong at once.
+
+    To be called as the first step of a config's `initialize`, before anything is seeded: it evaluates the config's ids one by
+    one, and goes on where one of them fails. Looked at are
+
+    - ids that nothing in the config uses, such as a misspelt option;
+    - options, each by its rule (see :func:`~monai_mimmx.options.option_problems`), and folders that must be writable;
+    - tasks, table and subsets, by the components that read and draw them;
+    - images: whether they exist, all of them; header and size, as many as fit in the time; a few are decoded. Nothing of it
+      where the image cache holds them already;
+    - everything that the steps of `run` refer to: it is made once for trial, with blank images, and the network is
+      applied to two of them, so that what a component refuses is told before the images are decoded;
+    - a checkpoint that is to be evaluated or resumed from.
+
+    Texts `true`, `false` and `null` as values of top-level ids become what they mean in JSON. With the id `check_only`
+    true the process ends after the check, with status 0.
+
+    Args:
+        seconds: for the headers of the images.
+        decode: images that are decoded.
+        checkpoint: file that is about to be evaluated; None: there is none.
+
+    Raises:
+        ValueError: for negative numbers.
+        Problems: when called, if anything is wrong.
+
+    Example:
+        >>> config = {"n_b": 0, "lambda_mi": -1.0, "lamda_mi": 2.0, "run": ["$@n_b + @lambda_mi"]}
+        >>> parser = ConfigParser(config | {"preflight": {"_target_": "Preflight"}, "initialize": "$@preflight()"})
+        >>> try:
+        ...     parser.get_parsed_content("initialize")
+        ... except RuntimeError as error:
+        ...     print(root_cause(error))
+        3 problems:
+          1. nothing uses the option 'lamda_mi': did you mean 'lambda_mi'?
+          2. lambda_mi must be 0 or more, got -1.0.
+          3. n_b, the estimator steps per encoder batch, must be 1 or more, got 0.
+    """
+
+    def __init__(
+        self, *, seconds: float = 20.0, decode: int = 8, checkpoint: str | os.PathLike[str] | None = None
+    ) -> None:
+        if seconds < 0 or decode < 0:
+            raise ValueError(f"expected seconds and decode of 0 or more, got {seconds} and {decode}")
+        self.seconds, self.decode = seconds, decode
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.logger = logging.getLogger("monai_mimmx")
+
+    def __call__(self, rank: int = 0) -> None:
+        """
+        Check what the config that calls this says.
+
+        Args:
+            rank: of the process; only the first one checks.
+        """
+        parser = _calling_parser()
+        if words := {key: WORDS[value] for key, value in parser.config.items() if _is_word(value)}:  # type: ignore[union-attr]
+            parser.update(words)
+            parser.parse()
+        check_only = "check_only" in parser and parser.get_parsed_content("check_only") is True
+        if rank == 0:
+            started = time.perf_counter()
+            check = _Check(parser, self)
+            check.run(check_only)
+            if check.problems:
+                raise Problems(check.problems)
+            lines = [*check.lines, f"nothing is wrong; this took {time.perf_counter() - started:.1f} s"]
+            if check_only:
+                print("\n".join([*lines, *check.tables]))
+            else:
+                self.logger.info("checked before the training: " + "; ".join(lines))
+        if check_only:
+            raise SystemExit(0)
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and value in WORDS
+
+
+def _calling_parser() -> ConfigParser:
+    """The parser of the config whose expression is being evaluated; MONAI gives expressions no name for it."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if isinstance(caller := frame.f_locals.get("self"), ConfigParser):
+            return caller
+        frame = frame.f_back
+    raise RuntimeError("a Preflight is called by an expression of a config, such as '$@preflight()'")
+
+
+class _Check:
+    """One check: what is wrong, and what was looked at."""
+
+    def __init__(self, parser: ConfigParser, settings: Preflight) -> None:
+        self.parser, self.settings = parser, settings
+        self.config: dict[str, Any] = parser.config  # type: ignore[assignment]
+        self.problems: list[BaseException] = []
+        self.lines: list[str] = []
+        self.tables: list[str] = []
+        root = self._value("bundle_root") if "bundle_root" in self.config else None
+        shipped = Path(root or ".") / "configs" / "train.json"
+        self.shipped = json.loads(shipped.read_text(encoding="utf-8")) if root and shipped.is_file() else {}
+
+    def run(self, check_only: bool) -> None:
+        """Look at everything."""
+        self._unused()
+        values, wrong = self._options()
+        self._folders(values, make=not check_only)
+        tasks = self._value("parsed_tasks") if "parsed_tasks" in self.config else None
+        subsets, images = self._table(tasks, values)
+        if tasks is not None and subsets is not None:
+            self.tables.append(describe_subsets(subsets, tasks))
+        shape = self._images(images)
+        dry = self._trial(tasks, subsets, wrong, shape)
+        if self.settings.checkpoint is not None:
+            self._checkpoint(dry, self.settings.checkpoint)
+        elif values.get("resume") is True and (latest := self._value("resume_checkpoint")):
+            self._checkpoint(dry, Path(latest))
+
+    def _value(self, name: str, parser: ConfigParser | None = None) -> Any:
+        """What an id evaluates to; None, and one more problem, where it fails."""
+        try:
+            return (parser or self.parser).get_parsed_content(name)
+        except Exception as error:
+            self._add(error, name)
+            return None
+
+    def _add(self, error: BaseException, name: str) -> BaseException:
+        cause = root_cause(error)
+        if isinstance(cause, ValueError | OSError):
+            self.problems.append(cause)
+        else:  # not meant for the user's eyes, so that its kind and place help
+            first = (str(cause).strip().splitlines() or [""])[0]
+            self.problems.append(ValueError(f"{name}: {type(cause).__name__}: {first}"))
+        return cause
+
+    def _unused(self) -> None:
+        known = {*self.shipped, *known_options(), *NOT_OPTIONS}
+        used = {reference.split("::")[0] for text in _texts(self.config) for reference in _references(text)}
+        for name, value in self.config.items():
+            if name in known or name in used or name.startswith("_") or _is_code(value):
+                continue
+            near = difflib.get_close_matches(name, sorted({*self.shipped, *used} or known), 1)
+            advice = f"did you mean {near[0]!r}?" if near else "see configs/train.json; a note begins with _"
+            self.problems.append(ValueError(f"nothing uses the option {name!r}: {advice}"))
+
+    def _options(self) -> tuple[dict[str, Any], list[str]]:
+        """The values of all options, and the names of the wrong ones."""
+        values, wrong = {}, []
+        for name in sorted({*known_options()} & {*self.config}):
+            before = len(self.problems)
+            value = self._value(name)
+            if len(self.problems) == before:
+                values[name] = value
+                self.problems += option_problems(**{name: value})
+            if len(self.problems) > before:
+                wrong.append(name)
+        self.lines.append(f"{len(values)} options")
+        return values, wrong
+
+    def _folders(self, values: Mapping[str, Any], make: bool) -> None:
+        for name in ("output_dir", "cache_dir"):
+            if name in self.config and (folder := values.get(name) or self._value(name)) is not None:
+                try:
+                    check_writable(folder, name, make=make)
+                except OSError as error:
+                    self.problems.append(error)
+
+    def _table(self, tasks: Any, values: Mapping[str, Any]) -> tuple[dict[str, pd.DataFrame] | None, list[str]]:
+        """The subsets, and the distinct images of all rows that could be read."""
+        if "subsets" not in self.config or (self.problems and not self._has_data(values)):
+            return None, []
+        usable, found = None, None
+        parser, name = self.parser, "subsets"
+        if tasks is None and "parsed_tasks" in self.config:
+            usable = getattr(self.problems[-1], "usable", None)
+            if usable is None or "subsets#frame" not in self.parser:
+                return None, []
+            # Some tasks cannot be read. With the others the table can, and its problems are told too.
+            parser, name = self._trial_parser({"parsed_tasks": usable}), "subsets#frame"
+        try:
+            found = parser.get_parsed_content(name)
+        except Exception as error:
+            usable = getattr(self._add(error, name), "usable", None)
+        if name == "subsets#frame" and found is not None:
+            usable, found = found, None
+        frames = found.values() if isinstance(found, Mapping) else [usable] if isinstance(usable, pd.DataFrame) else []
+        images = sorted({image for frame in frames for image in frame["image"]})
+        if found is not None:
+            rows = ", ".join(f"{key} {len(frame):,}" for key, frame in found.items())
+            self.lines.append(f"the table's rows in the subsets {rows}, of {len(images):,} images, all of which exist")
+        return found, images
+
+    def _has_data(self, values: Mapping[str, Any]) -> bool:
+        """Whether there is a table without a cohort being written first."""
+        if values.get("dataset_dir") is not None or "cohort_dir" not in self.config:
+            return True
+        if not _is_code(self.config.get("table")):
+            return True
+        folder = self._value("cohort_dir")
+        return folder is not None and (Path(folder) / MARKER_NAME).is_file()
+
+    def _images(self, images: Sequence[str]) -> tuple[int, ...] | None:
+        """The shape of an image after the transforms, where one can be decoded."""
+        if not images:
+            return None
+        parser = self._trial_parser({})
+        block = self.config.get("images")
+        settings = {
+            key: self._value(f"images#{key}", parser)
+            for key in ("cache_dir", "transform_key", "dtype")
+            if isinstance(block, Mapping) and key in block
+        }
+        cached = cached_file(images, **settings) if {"cache_dir", "transform_key"} <= {*settings} else None
+        if cached is not None:
+            self.lines.append(f"all images were decoded before, in {cached}")
+            return np.load(cached, mmap_mode="r").shape[1:]
+        started = time.perf_counter()
+        doubtful, looked = check_headers(images, self.settings.seconds)
+        took = time.perf_counter() - started
+        count = "all" if looked == len(images) else f"{looked:,} of {len(images):,}"
+        rest = "" if looked == len(images) else "; the rest is checked when decoded"
+        self.lines.append(f"headers of {count} images read in {took:.1f} s{rest}")
+        transform = self._value("load", parser) if "load" in self.config else None
+        if transform is None:
+            return None
+        sample = np.random.default_rng(0).permutation(len(images))[: self.settings.decode]
+        shape, failed = None, []
+        for path in dict.fromkeys([*(images[index] for index in sorted(sample)), *doubtful[:_MAX_DECODED]]):
+            try:
+                shape = load_image(path, transform, settings.get("dtype", "float16"), shape).shape
+            except ValueError as error:
+                failed.append(f"{path}: {error}")
+        if failed:
+            total = f"{len(failed)}{' or more' if len(doubtful) > _MAX_DECODED else ''}"
+            shown = "; ".join(failed[:3]) + ("; ..." if len(failed) > 3 else "")
+            told = f"{total} of {looked:,} images looked at cannot be used: {shown} (replace them, or leave out their rows)"
+            self.problems.append(ValueError(told))
+        self.lines.append(f"{len(sample)} images decoded")
+        return shape
+
+    def _trial_parser(self, more: Mapping[str, Any]) -> ConfigParser:
+        """A parser of the same config, whose components are others than those of the training."""
+        return ConfigParser(_for_trial(self.config) | {"tensorboard": False, "resume": False} | dict(more))
+
+    def _trial(
+        self,
+        tasks: Any,
+        subsets: dict[str, pd.DataFrame] | None,
+        wrong: Sequence[str],
+        shape: tuple[int, ...] | None,
+    ) -> ConfigParser | None:
+        """Make what the training is made of, and apply its network."""
+        if tasks is None or subsets is None or any(name not in self.shipped for name in wrong):
+            return None
+        repaired = {name: _for_trial(self.shipped[name]) for name in wrong}
+        parser = self._trial_parser({"parsed_tasks": tasks, "subsets": subsets, **repaired})
+        if shape is None:
+            size, dims = (self._value(name, parser) for name in ("image_size", "spatial_dims"))
+            shape = (1, *[size] * dims)
+        names = [task.name for task in tasks]
+        parser["images"] = blank_subsets(subsets, names, shape)
+        if "network_def" in self.shipped and self._value("network_def", parser) is None:
+            parser["network_def"] = _for_trial(self.shipped["network_def"])  # so that the rest can be made all the same
+        steps = self.config.get("run") or []
+        for name in dict.fromkeys(name for step in _texts(steps) for name in _references(step)):
+            if name not in wrong and name != "finished":
+                self._value(name, parser)
+        network = self._value("network", parser) if "network" in self.config else None
+        if not isinstance(network, nn.Module):
+            return None
+        try:
+            with torch.no_grad():
+                network(torch.zeros(2, *shape, device=next(network.parameters()).device))
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            told = (
+                f"the network cannot take images of shape {tuple(shape)}: try another image_size or encoder ({first})"
+            )
+            self.problems.append(ValueError(told))
+        if "method" not in wrong and self._value("method", parser) == "dfr" and "select" in subsets:
+            try:
+                labels = subsets["select"][names].to_numpy(dtype=np.int64)
+                check_refit(labels, [task.num_classes for task in tasks], self._value("feature_dim", parser))
+            except ValueError as error:
+                self.problems.append(error)
+        self.lines.append("every part of the training made for trial")
+        return parser
+
+    def _checkpoint(self, parser: ConfigParser | None, path: Path) -> None:
+        """Whether a checkpoint exists and fits the network."""
+        try:
+            require_checkpoint(path)
+            if parser is not None:
+                load_model(parser.get_parsed_content("network"), path)
+                self.lines.append(f"the checkpoint {path}")
+        except (OSError, ValueError) as error:
+            self.problems.append(error)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a config."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
+
+
+def _references(text: str) -> list[str]:
+    return list(ReferenceResolver.match_refs_pattern(text))
+
+
+def _is_code(value: Any) -> bool:
+    """Whether MONAI does anything with a value of itself: steps to run, or components."""
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_is_code, value.values()))
+    return any(map(_is_code, value)) if isinstance(value, list) else isinstance(value, str) and value.startswith("$")
+
+
+def _for_trial(value: Any) -> Any:
+    """A copy of a config without what writes as soon as it is made, or needs other processes."""
+    if isinstance(value, Mapping):
+        copied = {key: _for_trial(inner) for key, inner in value.items()}
+        writes = any(part in str(value.get("_target_", "")) for part in WRITES_WHEN_MADE)
+        return copied | {"_disabled_": True} if writes else copied
+    if isinstance(value, list):
+        return [_for_trial(inner) for inner in value]
+    return _PARALLEL.sub(r"\1", value) if isinstance(value, str) else value
