@@ -424,7 +424,8 @@ class CachedImages(Dataset):
         rows = self.rows[picked]
         images = torch.empty((len(rows), *self.image_shape))
         step = max(1, _CHUNK_BYTES * len(self._pixels) // self._pixels.nbytes)
-        for start in range(0, len(rows), step):  # what is gathered is still in the processor's cache when it is converted
+        for start in range(0, len(rows), step):
+            # What is gathered is still in the processor's cache when it is converted.
             images[start : start + step] = torch.from_numpy(np.asarray(self._pixels[rows[start : start + step]]))
         return {"image": images, "label": torch.from_numpy(self.labels[picked]), "row": torch.from_numpy(picked)}
 
