@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     print(shlex.join(run.command))
             return 0
         for told in dict.fromkeys(f"{' and '.join(run.aliases)}: as {run.name} here" for run in runs if run.aliases):
-            print(f"{told}, trained once")
+            print(f"{told}, trained once", flush=True)
         counts = execute_runs(runs, jobs=options.jobs)
         tables, page = _write(options.output_dir)
         print(f"\n{tables}\n\nreport: {page}")

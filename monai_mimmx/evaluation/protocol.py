@@ -220,7 +220,7 @@ class ExperimentEvaluation:
                 "give.",
             ),
             "tsne": (
-                tsne_figure(points, labels),
+                tsne_figure(points, labels, {n: task.class_names for n, task in zip(names, self.tasks, strict=True)}),
                 "t-SNE of each feature block on Bal, coloured by each label. A block should separate its own label only.",
             ),
             "cooccurrence": (

@@ -212,13 +212,18 @@ def training_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def tsne_figure(points_by_block: Mapping[str, np.ndarray], labels_by_task: Mapping[str, np.ndarray]) -> Figure:
+def tsne_figure(
+    points_by_block: Mapping[str, np.ndarray],
+    labels_by_task: Mapping[str, np.ndarray],
+    class_names: Mapping[str, Sequence[str]] | None = None,
+) -> Figure:
     """
     Scatter plots of embedded feature blocks. A disentangled block separates its own label (the diagonal) and no other.
 
     Args:
         points_by_block: points `(m, 2)` per feature block: the rows.
         labels_by_task: class indices `(m,)` of the same rows, -1 where missing, per task: the columns.
+        class_names: names of a task's classes, to stand with their colours below its column.
     """
     blocks, tasks = list(points_by_block), list(labels_by_task)
     figure = _figure(1.9 * len(blocks) + 0.5, max(WIDTH, 1.9 * len(tasks)))
@@ -241,6 +246,11 @@ def tsne_figure(points_by_block: Mapping[str, np.ndarray], labels_by_task: Mappi
                 ax.set_title(f"coloured by\n{_label(task)}", fontsize=10)
             if column == 0:
                 ax.set_ylabel(_label(block), fontsize=10)
+            if row == len(blocks) - 1 and (names := (class_names or {}).get(task)):
+                for i, name in enumerate(names):
+                    ax.scatter([], [], s=20, c=COLOURS[i % len(COLOURS)], label=_label(name))
+                below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "ncols": 2 if len(names) > 2 else 1}
+                ax.legend(**below, fontsize=SMALL, frameon=False, handletextpad=0.2, columnspacing=0.8)
     return figure
 
 

@@ -62,7 +62,7 @@ def measured(tmp_path_factory):
     }
     run = write_report(folder / "run", metrics, {"picture": (Figure(figsize=(5, 3)), long)}, title=long)
     frames = "".join(
-        f'<iframe name="{name} {width}" style="width:{width}px;height:900px" srcdoc="{escape(page.read_text())}"></iframe>'
+        f'<iframe name="{name} {width}" style="width:{width}px;height:900px" srcdoc="{escape(page.read_text(encoding="utf-8"))}"></iframe>'
         for name, page in (("comparison", comparison), ("run", run))
         for width in WIDTHS
     )

@@ -10,10 +10,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from monai_mimmx.report.figures import (
+    COLOURS,
     accuracy_figure,
     cooccurrence_figure,
     courses_figure,
@@ -224,6 +226,18 @@ def test_tsne_shows_labelled_points_only_in_class_colours():
     assert len(np.unique(axes_of(figure)[2].collections[0].get_facecolors(), axis=0)) == 3
     with pytest.raises(ValueError, match="block 'f_y' has 2 points, but task 'sex' has 3 labels"):
         tsne_figure({"f_y": np.zeros((2, 2))}, {"sex": np.zeros(3, dtype=int)})
+
+
+def test_tsne_tells_which_colour_is_which_class():
+    points, labels = {"f_y": np.eye(2), "f_sex": np.eye(2)}, {"y": np.array([0, 1]), "sex": np.array([1, 0])}
+    figure = tsne_figure(points, labels, {"y": ["young", "old"]})
+    legends = [ax.get_legend() for ax in axes_of(figure)]
+    assert [legend is not None for legend in legends] == [False, False, True, False]
+    shown = {
+        text.get_text(): to_hex(handle.get_facecolors()[0])
+        for text, handle in zip(legends[2].get_texts(), legends[2].legend_handles, strict=True)
+    }
+    assert shown == {"young": COLOURS[0].lower(), "old": COLOURS[1].lower()}
 
 
 def test_cooccurrence_counts():
