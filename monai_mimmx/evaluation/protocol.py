@@ -25,6 +25,7 @@ from monai_mimmx.evaluation.probes import probe_matrix
 from monai_mimmx.evaluation.scores import bootstrap_interval, cell_name, format_score_table, score_table
 from monai_mimmx.files import write_json
 from monai_mimmx.handlers import read_history
+from monai_mimmx.handlers.weights import load_model
 from monai_mimmx.report import (
     accuracy_figure,
     cooccurrence_figure,
@@ -41,8 +42,6 @@ from monai_mimmx.report import (
 __all__ = ["ExperimentEvaluation"]
 
 TEST_SETS = ("val", "inv", "bal")
-WEIGHTS = ("model", "state_dict", "network", "net")
-"""Entries of a checkpoint that may hold the weights, the first found counts."""
 
 
 class ExperimentEvaluation:
@@ -236,42 +235,3 @@ class ExperimentEvaluation:
             for row in first
         ]
         return sample_figure(np.stack([upright(data[int(row)]["image"].numpy(), self.origin) for row in first]), titles)
-
-
-def read_weights(path: Path) -> Mapping[str, Any]:
-    """
-    The weights in a checkpoint file: its entry of a usual name, or all of it.
-
-    Raises:
-        ValueError: the file holds no state dict.
-    """
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path} holds no weights that can be loaded ({type(error).__name__}): save the network's state_dict with "
-            "torch.save, not the network itself or TorchScript"
-        ) from error
-    if not isinstance(stored, Mapping):
-        raise ValueError(f"{path} holds a {type(stored).__name__}, not the network's state_dict")
-    return next((stored[name] for name in WEIGHTS if isinstance(stored.get(name), Mapping)), stored)
-
-
-def load_model(network: nn.Module, path: Path) -> None:
-    """
-    Load the weights of a checkpoint file into a network.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it does not fit the network.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}; train first, or name another with --ckpt.")
-    weights = read_weights(path)
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the checkpoint {path} does not fit the network; was it trained with the same tasks, feature_dim, "
-            f"encoder and caw? {error}"
-        ) from error
