@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,24 @@ import torch
 __all__ = ["replacing", "write_checkpoint", "write_json", "write_text"]
 
 
-@contextmanager
+def _is_alive(process: str) -> bool:
+    """Whether a process of this number runs on this computer; yes where that cannot be known."""
+    if os.name == "nt":  # where the question would be an interrupt
+        return True
+    with contextlib.suppress(ValueError, PermissionError):
+        try:
+            os.kill(int(process), 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+    return True
+
+
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     A path beside `path` to write to; what was written takes its place at the end, or is removed after an error.
+
+    What a process that was killed had begun to write for `path` is removed.
 
     Args:
         path: the file to write, in a folder that exists.
@@ -32,6 +47,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    for left_over in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        if not _is_alive(left_over.name.split(".")[-2]):
+            left_over.unlink(missing_ok=True)
     try:
         yield part
         os.replace(part, target)

@@ -26,8 +26,8 @@ from monai_mimmx.data.cohort_folder import MARKER_NAME
 from monai_mimmx.data.headers import check_headers
 from monai_mimmx.data.splits import describe_subsets
 from monai_mimmx.errors import Problems, check_writable, root_cause
-from monai_mimmx.evaluation.protocol import load_model, require_checkpoint
 from monai_mimmx.evaluation.refit import check_refit
+from monai_mimmx.handlers.weights import load_model, require_checkpoint
 from monai_mimmx.options import known_options, option_problems
 
 __all__ = ["Preflight"]

@@ -1,6 +1,8 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -22,6 +24,17 @@ def test_the_file_is_old_until_it_is_whole(tmp_path):
         part.write_text("new")
         assert (tmp_path / "a.txt").read_text() == "old"
     assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    dead, mine, other = (
+        tmp_path / f".{name}.part" for name in (f"a[1].txt.{child.stdout.strip()}", "a[1].txt.1", "b.7")
+    )
+    for path in (dead, mine, other):
+        path.touch()
+    write_text(tmp_path / "a[1].txt", "new")
+    assert sorted(tmp_path.iterdir()) == sorted([mine, other, tmp_path / "a[1].txt"])
 
 
 def test_json_that_cannot_be_written_leaves_nothing(tmp_path):

@@ -20,8 +20,8 @@ from monai_mimmx.audit.features import extract_features
 from monai_mimmx.data import Task, parse_tasks, read_table
 from monai_mimmx.data.tables import classify, read_columns, value_key
 from monai_mimmx.errors import check_writable, root_cause
-from monai_mimmx.evaluation.protocol import read_weights
 from monai_mimmx.files import write_json
+from monai_mimmx.handlers.weights import read_weights
 from monai_mimmx.report.figures import gap_figure, interval_figure, save_figures
 from monai_mimmx.report.page import html_table, picture, section, write_page
 from monai_mimmx.transforms.load_grayscale import quiet_readers

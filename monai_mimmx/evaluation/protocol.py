@@ -32,6 +32,7 @@ from monai_mimmx.evaluation.scores import (
 )
 from monai_mimmx.files import write_json
 from monai_mimmx.handlers import read_history
+from monai_mimmx.handlers.weights import load_model
 from monai_mimmx.report import (
     accuracy_figure,
     cooccurrence_figure,
@@ -48,8 +49,6 @@ from monai_mimmx.report import (
 __all__ = ["ExperimentEvaluation"]
 
 TEST_SETS = ("val", "inv", "bal")
-WEIGHTS = ("model", "state_dict", "network", "net")
-"""Entries of a checkpoint that may hold the weights, the first found counts."""
 
 
 class ExperimentEvaluation:
@@ -263,47 +262,3 @@ def source_commit() -> str | None:
         return subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def require_checkpoint(path: Path) -> None:
-    """Raise FileNotFoundError where there is no such checkpoint."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}; train first, or name another with --ckpt.")
-
-
-def read_weights(path: Path) -> Mapping[str, Any]:
-    """
-    The weights in a checkpoint file: its entry of a usual name, or all of it.
-
-    Raises:
-        ValueError: the file holds no state dict.
-    """
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path} holds no weights that can be loaded ({type(error).__name__}): save the network's state_dict with "
-            "torch.save, not the network itself or TorchScript"
-        ) from error
-    if not isinstance(stored, Mapping):
-        raise ValueError(f"{path} holds a {type(stored).__name__}, not the network's state_dict")
-    return next((stored[name] for name in WEIGHTS if isinstance(stored.get(name), Mapping)), stored)
-
-
-def load_model(network: nn.Module, path: Path) -> None:
-    """
-    Load the weights of a checkpoint file into a network.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it does not fit the network.
-    """
-    require_checkpoint(path)
-    weights = read_weights(path)
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the checkpoint {path} does not fit the network; was it trained with the same tasks, feature_dim, "
-            f"encoder and caw? {error}"
-        ) from error

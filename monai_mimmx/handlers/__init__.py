@@ -16,6 +16,7 @@ from monai_mimmx.handlers.metrics import CellBalancedAccuracy, RobustAccuracy, h
 from monai_mimmx.handlers.prediction_writer import AttentionInferer, PredictionWriter
 from monai_mimmx.handlers.records import EpochRecorder, has_tensorboard, read_history
 from monai_mimmx.handlers.weight_averaging import WeightAveraging
+from monai_mimmx.handlers.weights import WeightsLoader
 
 __all__ = [
     "AtomicCheckpointSaver",
@@ -30,6 +31,7 @@ __all__ = [
     "RandomStates",
     "RobustAccuracy",
     "WeightAveraging",
+    "WeightsLoader",
     "best_so_far",
     "has_tensorboard",
     "head_accuracies",

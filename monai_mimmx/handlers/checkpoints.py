@@ -114,7 +114,7 @@ class AtomicCheckpointSaver(CheckpointSaver):
         for checkpoint in (self._final_checkpoint, self._key_metric_checkpoint, self._interval_checkpoint):
             if checkpoint is not None:
                 named = getattr(checkpoint.save_handler, "filename", None)
-                checkpoint.save_handler = _WholeFiles(self.save_dir, named)
+                checkpoint.save_handler = _WholeFiles(self.save_dir, named)  # type: ignore[assignment]
         self._begun = False
 
     def attach(self, engine: Engine) -> None:
@@ -140,12 +140,10 @@ class AtomicCheckpointSaver(CheckpointSaver):
             return
         prefix = self._interval_checkpoint.filename_prefix
         folder = Path(self.save_dir)
-        for part in folder.glob(f".{prefix}*.part"):  # of a process that was killed while it saved
-            part.unlink(missing_ok=True)
-        found = {}
+        found: dict[int, Path] = {}
         for path in folder.glob(f"{prefix}*.pt"):
-            if epoch := re.search(r"epoch=(\d+)", path.name):
-                found[int(epoch[1])] = path
+            if match := re.search(r"epoch=(\d+)", path.name):
+                found[int(match[1])] = path
         earlier = sorted(epoch for epoch in found if epoch < engine.state.epoch)
         kept = earlier[-self._interval_checkpoint.n_saved :] if self._interval_checkpoint.n_saved else earlier
         for epoch in found.keys() - set(kept):
@@ -233,7 +231,7 @@ def best_so_far(saver: CheckpointSaver) -> Checkpoint:
 
 def newest_whole(folder: str | os.PathLike[str], prefix: str) -> tuple[Path | None, list[Path]]:
     """The newest checkpoint file that is whole, and those newer than it that are cut short."""
-    damaged = []
+    damaged: list[Path] = []
     for path in sorted(Path(folder).glob(f"{prefix}*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
         if zipfile.is_zipfile(path):  # the archive's table of contents is its end
             return path, damaged

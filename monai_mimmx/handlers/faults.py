@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
@@ -142,7 +143,7 @@ class EstimatorCheck:
             return None
         output: Any = engine.state.output
         samples = len(output) if isinstance(output, list) else len(output["label"])
-        return float(resolvable(samples))
+        return float(resolvable(samples * idist.get_world_size()))  # the estimate is that of the joint batch
 
     def _check(self, engine: Engine) -> None:
         limit = self.limit(engine)

@@ -40,7 +40,10 @@ def loss_scaling_factors(losses: Tensor, alpha: Tensor) -> Tensor:
     counts = losses > 0
     if not bool(counts.any()):
         return torch.ones_like(losses) ** alpha
-    return (losses / losses[counts].mean()) ** alpha
+    mean, largest = losses[counts].mean(), losses[counts].max()
+    # A sum beyond the largest number would make every factor 0, and the loss with them.
+    mean = torch.where(torch.isinf(mean), largest * (losses[counts] / largest).mean(), mean)
+    return (losses / mean) ** alpha
 
 
 class DynamicLossScaling:

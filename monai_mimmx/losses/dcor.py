@@ -10,6 +10,16 @@ from torch import Tensor, nn
 __all__ = ["DistanceCorrelationLoss", "distance_correlation"]
 
 
+def within_squares(values: Tensor, dim: tuple[int, ...] = (0, 1)) -> Tensor:
+    """
+    Values `(B, D)` whose squares are finite: those beyond 2^50 bring all along `dim` down with them, infinite ones give NaN.
+
+    For measures that do not depend on the scale. Ordinary values are multiplied by exactly 1.
+    """
+    limit = 2.0**50
+    return values * (limit / values.detach().abs().amax(dim, keepdim=True).clamp(min=limit))
+
+
 def _centred_distances(x: Tensor) -> Tensor:
     # Without the matrix product form: that one is inexact near 0, and this one has gradient 0 at distance 0.
     distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
@@ -44,7 +54,7 @@ def distance_correlation(x: Tensor, z: Tensor) -> Tensor:
         raise ValueError(f"x and z must have shapes (B, D_x) and (B, D_z), got {tuple(x.shape)} and {tuple(z.shape)}.")
     with torch.autocast(x.device.type, enabled=False):
         x, z = (value.float() if value.dtype in (torch.float16, torch.bfloat16) else value for value in (x, z))
-        a, b = _centred_distances(x), _centred_distances(z)
+        a, b = _centred_distances(within_squares(x)), _centred_distances(within_squares(z))
         covariance = (a * b).mean().clamp(min=0.0)
         # A constant x or z has variance 0: no dependence, rather than 0 / 0. The floor is one of each variance, as that
         # of their product would lower the value of two small-scale features.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from monai_mimmx.losses.dcor import distance_correlation
+from monai_mimmx.losses.dcor import distance_correlation, within_squares
 from monai_mimmx.losses.mine import MINELoss
 from monai_mimmx.options import require_options
 
@@ -130,13 +130,19 @@ class BlockDistanceCorrelation(nn.Module):
         Args:
             f_y: primary feature block `(B, D)`.
             f_z: spurious feature blocks `(B, N, D)`.
-            labels: class indices `(B, 1 + N)`; those of the primary task are used when ``conditional``.
+            labels: class indices `(B, 1 + N)`; those of the primary task are used when ``conditional``, and samples that
+                miss it (-1) do not count then.
 
         Returns:
             the distance correlations `(number of factors,)`.
         """
         if not self.conditional:
             return torch.stack([distance_correlation(f_y, f_z[:, i]) for i in self.factors])
+        known = labels[:, 0] >= 0
+        if not bool(known.any()):
+            return f_y.new_zeros(len(self.factors))
+        if not bool(known.all()):
+            f_y, f_z, labels = f_y[known], f_z[known], labels[known]
         strata = [labels[:, 0] == value for value in labels[:, 0].unique()]
         within = [torch.stack([distance_correlation(f_y[rows], f_z[rows, i]) for i in self.factors]) for rows in strata]
         return torch.stack([rows.float().mean() * terms for rows, terms in zip(strata, within, strict=True)]).sum(0)
@@ -189,18 +195,24 @@ class BlockAdversary(nn.Module):
         Args:
             f_y: primary feature block `(B, D)`.
             f_z: not used.
-            labels: class indices `(B, 1 + N)`; a factor's missing ones (-1) do not count.
+            labels: class indices `(B, 1 + N)`; a factor's missing ones (-1) do not count, nor, when ``conditional``, the
+                samples that miss y.
 
         Returns:
             the gains in nats `(N,)`; 0 for a factor without any label.
         """
-        y = labels[:, 0]
-        seen = torch.cat([f_y, F.one_hot(y, self.num_classes[0]).to(f_y.dtype)], 1) if self.conditional else f_y
+        with torch.autocast(f_y.device.type, enabled=False):
+            return self._gains(f_y.to(next(self.parameters()).dtype), labels)
+
+    def _gains(self, f_y: Tensor, labels: Tensor) -> Tensor:
+        y, seen = labels[:, 0], f_y
+        if self.conditional:
+            seen = torch.cat([f_y, F.one_hot(y.clamp(min=0), self.num_classes[0]).to(f_y.dtype)], 1)
         gains = []
         for discriminator, z, classes in zip(
             self.discriminators, labels[:, 1:].unbind(1), self.num_classes[1:], strict=True
         ):
-            known = z >= 0
+            known = (z >= 0) & (y >= 0) if self.conditional else z >= 0
             if not bool(known.any()):
                 gains.append(f_y.new_zeros(()))
                 continue
@@ -254,6 +266,11 @@ class BlockMMD(nn.Module):
         Returns:
             the discrepancies `(N,)`; 0 for a factor of which no two classes are there to compare.
         """
+        with torch.autocast(f_y.device.type, enabled=False):
+            half = f_y.dtype in (torch.float16, torch.bfloat16)
+            return self._discrepancies(within_squares(f_y.float() if half else f_y), labels)
+
+    def _discrepancies(self, f_y: Tensor, labels: Tensor) -> Tensor:
         squared = torch.cdist(f_y, f_y, compute_mode="donot_use_mm_for_euclid_dist").square()
         width = squared.detach().median().clamp(min=torch.finfo(squared.dtype).eps)
         kernel = torch.stack([torch.exp(-squared / (scale * width)) for scale in self.SCALES]).mean(0)

@@ -72,7 +72,8 @@ class GroupDROCrossEntropy(nn.Module):
         for label, classes in zip(labels.unbind(1), self.num_classes, strict=True):
             members = members * classes + label
         members = members[grouped]
-        each = F.cross_entropy(logits[grouped, : self.num_classes[0]].float(), labels[grouped, 0], reduction="none")
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        each = F.cross_entropy(logits[grouped, : self.num_classes[0]], labels[grouped, 0], reduction="none")
         zeros = each.new_zeros(len(self.weights))
         counts = zeros.index_add(0, members, torch.ones_like(each))
         group_losses = zeros.index_add(0, members, each) / counts.clamp(min=1)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from monai_mimmx.losses.dcor import within_squares
+
 __all__ = ["MINELoss", "donsker_varadhan", "product_partners"]
 
 
@@ -193,7 +195,7 @@ class MINELoss(nn.Module):
             dtype = self.x_layer.weight.dtype
             x, z = x.to(dtype), z.to(dtype)
             if self.standardize:
-                x, z = F.batch_norm(x, None, None, training=True), F.batch_norm(z, None, None, training=True)
+                x, z = (F.batch_norm(within_squares(part, (0,)), None, None, training=True) for part in (x, z))
             keep, partners = product_partners(x.shape[0], self.negatives, condition=condition, device=x.device)
             hidden_x, hidden_z = self.x_layer(x), self.z_layer(z)
             if keep.numel() == 0:

@@ -6,12 +6,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from monai.transforms import Randomizable
 
 
 class RandBatch(Randomizable):
     """A transform of a whole batch that draws from one CPU generator, so that a run repeats and resumes on any device.
+
+    In a process group each process draws its own: the first as it would alone, the others from seeds of their own.
 
     Args:
         seed: of the generator; None: a random one.
@@ -27,7 +30,7 @@ class RandBatch(Randomizable):
 
     def __init__(self, seed: int | None = 0) -> None:
         self.generator = torch.Generator()
-        self.set_random_state(seed=seed)
+        self.set_random_state(seed=None if seed is None else seed + 1_000_003 * idist.get_rank())
 
     def set_random_state(self, seed: int | None = None, state: Any = None) -> RandBatch:
         """Start the generator anew from a seed, or from a state of its own; neither: from a random seed."""

@@ -32,3 +32,12 @@ def test_repeats_and_resumes(make):
 
 def test_no_seed_is_a_random_one():
     assert not torch.equal(RandBatch(None).generator.get_state(), RandBatch(None).generator.get_state())
+
+
+def test_each_process_draws_its_own(monkeypatch):
+    draws = []
+    for rank in (0, 1, 2):
+        monkeypatch.setattr("ignite.distributed.get_rank", lambda rank=rank: rank)
+        draws.append(torch.rand(4, generator=RandBatch(seed=5).generator).tolist())
+    assert draws[0] == torch.rand(4, generator=torch.Generator().manual_seed(5)).tolist()
+    assert len({tuple(values) for values in draws}) == 3

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lib.served import ServedBundle
 from monai_mimmx.errors import root_cause
-from monai_mimmx.evaluation.protocol import load_model
+from monai_mimmx.handlers.weights import load_model
 
 
 class MIMMXInfer(BasicInferTask):

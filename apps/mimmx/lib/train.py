@@ -25,8 +25,8 @@ from lib.infer import MIMMXInfer
 from lib.study import StudyFolder
 from monai_mimmx.data import cell_index, subject_partition
 from monai_mimmx.evaluation import collect_predictions, group_accuracies, score_table
-from monai_mimmx.evaluation.protocol import load_model
 from monai_mimmx.files import write_json
+from monai_mimmx.handlers.weights import load_model
 
 logger = logging.getLogger(__name__)
 
