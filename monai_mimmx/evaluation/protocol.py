@@ -35,6 +35,7 @@ from monai_mimmx.handlers import read_history
 from monai_mimmx.report import (
     accuracy_figure,
     cooccurrence_figure,
+    final_table,
     probe_figure,
     sample_figure,
     save_figures,
@@ -113,8 +114,7 @@ class ExperimentEvaluation:
 
         Args:
             handlers: loggers, such as MONAI's `TensorBoardStatsHandler` and `MLFlowHandler`. They are attached to an
-                engine that ends the training's last epoch with `final_scores` as its metrics and the model card as its
-                output.
+                engine that ends the training's last epoch with `final_scores` as its metrics and `final_table` as its output.
         """
         if self.checkpoint is not None:
             load_model(self.network, self.checkpoint)
@@ -155,9 +155,9 @@ class ExperimentEvaluation:
             for path, (name, (_, caption)) in zip(paths, figures.items(), strict=True)
         }
         report = write_report(self.output_dir, metrics, pictures, title=self.title)
-        card = write_model_card(self.output_dir, metrics, title=self.title)
+        write_model_card(self.output_dir, metrics, title=self.title)
         write_json(self.output_dir / "metrics.json", metrics)
-        _log(handlers, metrics, card.read_text(encoding="utf-8"))
+        _log(handlers, metrics)
         self.logger.info("\n" + format_score_table({**scores, "probes": probes}))
         self.logger.info(f"report: {report}")
         return metrics
@@ -253,21 +253,21 @@ class ExperimentEvaluation:
         return sample_figure(np.stack([upright(data[int(row)]["image"].numpy(), self.origin) for row in first]), titles)
 
 
-def _log(handlers: Sequence[Any], metrics: Mapping[str, Any], card: str) -> None:
+def _log(handlers: Sequence[Any], metrics: Mapping[str, Any]) -> None:
     """Show the handlers the end of an epoch that has the final figures."""
     engine = Engine(lambda engine, batch: None)
     for handler in handlers:
         handler.attach(engine)
     engine.state.epoch = engine.state.max_epochs = metrics["epochs"] or 0
-    engine.state.metrics, engine.state.output = final_scores(metrics), card
+    engine.state.metrics, engine.state.output = final_scores(metrics), final_table(metrics)
     for event in (Events.STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
         engine.fire_event(event)
 
 
 def write_final_scores(engine: Engine, writer: Any) -> None:
     """
-    Write the final figures and the model card to TensorBoard: the `epoch_event_writer` of a `TensorBoardStatsHandler` that an
-    :class:`ExperimentEvaluation` is called with.
+    Write the final table to TensorBoard, as scalars and as text: the `epoch_event_writer` of a `TensorBoardStatsHandler`
+    that an :class:`ExperimentEvaluation` is called with.
 
     Args:
         engine: what the handler was attached to.
@@ -275,7 +275,7 @@ def write_final_scores(engine: Engine, writer: Any) -> None:
     """
     for name, value in engine.state.metrics.items():
         writer.add_scalar(name, value, engine.state.epoch)
-    writer.add_text("model card", engine.state.output, engine.state.epoch)
+    writer.add_text("final table", engine.state.output, engine.state.epoch)
     writer.flush()
 
 

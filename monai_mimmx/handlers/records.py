@@ -130,7 +130,8 @@ class EpochRecorder:
             row |= {f"select_{key}": float(value) for key, value in self.evaluator.state.metrics.items()}
         row["seconds"] = time.perf_counter() - self._started
         self._durations.append(row["seconds"])
-        engine.state.metrics |= {key: value for key, value in row.items() if key != "epoch"}
+        kept = {key: value for key, value in engine.state.metrics.items() if not key.startswith("select_")}
+        engine.state.metrics = kept | {key: value for key, value in row.items() if key != "epoch"}
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

@@ -23,6 +23,7 @@ from monai_mimmx.engines import MIMMXTrainer
 from monai_mimmx.errors import root_cause
 from monai_mimmx.evaluation import ExperimentEvaluation, final_scores
 from monai_mimmx.handlers import RobustAccuracy, read_history
+from monai_mimmx.report import final_table
 
 IMAGES = (".nii", ".png", ".jpg")
 
@@ -77,8 +78,8 @@ def test_tensorboard_shows_what_the_history_and_the_final_table_hold(bundle, tra
     assert {key: [(event.step, event.value) for event in events] for key, events in final.items()} == {
         key: [(last["epoch"], pytest.approx(value, rel=1e-6))] for key, value in final_scores(metrics).items()
     }
-    (card,) = shown.Tensors("model card/text_summary")
-    assert card.tensor_proto.string_val[0].decode() == (output / "model_card.md").read_text(encoding="utf-8")
+    (table,) = shown.Tensors("final table/text_summary")
+    assert table.tensor_proto.string_val[0].decode() == final_table(metrics)
 
 
 @pytest.mark.parametrize("bundle", NAMES)

@@ -66,6 +66,16 @@ def test_the_row_becomes_the_trainers_metrics_for_loggers_behind(tmp_path):
     assert all(isinstance(value, float) for row in seen for value in row.values())
 
 
+def test_loggers_behind_see_a_validation_in_its_own_epoch_only(tmp_path):
+    seen = []
+    engine, evaluator = trainer_of([1.0] * 6), evaluator_of([0.7])
+    engine.add_event_handler(Events.EPOCH_COMPLETED(every=2), lambda: evaluator.run([0]))
+    EpochRecorder(None, task_names=("y", "sex"), evaluator=evaluator).attach(engine)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: seen.append(engine.state.metrics.get("select_accuracy_y")))
+    engine.run([torch.zeros(3), torch.zeros(3)], max_epochs=3)
+    assert seen == [None, 0.7, None]
+
+
 def test_a_second_engine_goes_on_in_the_same_file(tmp_path, caplog):
     run(tmp_path / "h.jsonl", [1.0, 3.0], 1)
     with caplog.at_level(logging.INFO, logger="monai_mimmx"):
