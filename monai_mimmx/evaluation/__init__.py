@@ -5,7 +5,7 @@
 from monai_mimmx.evaluation.embedding import tsne
 from monai_mimmx.evaluation.predictions import Predictions, collect_predictions
 from monai_mimmx.evaluation.probes import probe_matrix
-from monai_mimmx.evaluation.protocol import ExperimentEvaluation
+from monai_mimmx.evaluation.protocol import ExperimentEvaluation, write_final_scores
 from monai_mimmx.evaluation.refit import refit_last_layer
 from monai_mimmx.evaluation.scores import (
     accuracy,
@@ -14,6 +14,7 @@ from monai_mimmx.evaluation.scores import (
     bootstrap_interval,
     cell_balanced_accuracy,
     drop_val_inv,
+    final_scores,
     format_score_table,
     gap_interval,
     group_accuracies,
@@ -33,6 +34,7 @@ __all__ = [
     "cell_balanced_accuracy",
     "collect_predictions",
     "drop_val_inv",
+    "final_scores",
     "format_score_table",
     "gap_interval",
     "group_accuracies",
@@ -43,4 +45,5 @@ __all__ = [
     "tsne",
     "verdict",
     "worst_group",
+    "write_final_scores",
 ]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ignite.engine import Engine, Events
 from monai.inferers import Inferer
 from torch import nn
 from torch.utils.data import DataLoader
@@ -26,6 +27,7 @@ from monai_mimmx.evaluation.probes import probe_matrix
 from monai_mimmx.evaluation.scores import (
     bootstrap_interval,
     cell_name,
+    final_scores,
     format_score_table,
     gap_interval,
     score_table,
@@ -36,6 +38,7 @@ from monai_mimmx.handlers.weights import load_model
 from monai_mimmx.report import (
     accuracy_figure,
     cooccurrence_figure,
+    final_table,
     probe_figure,
     sample_figure,
     save_figures,
@@ -46,7 +49,7 @@ from monai_mimmx.report import (
     write_report,
 )
 
-__all__ = ["ExperimentEvaluation"]
+__all__ = ["ExperimentEvaluation", "write_final_scores"]
 
 TEST_SETS = ("val", "inv", "bal")
 
@@ -107,8 +110,14 @@ class ExperimentEvaluation:
         self.names = ["y", *(task.name for task in self.tasks[1:])]
         self.logger = logging.getLogger("monai_mimmx")
 
-    def __call__(self) -> dict[str, Any]:
-        """Evaluate, write everything, log the table, and return the content of ``metrics.json``."""
+    def __call__(self, handlers: Sequence[Any] = ()) -> dict[str, Any]:
+        """
+        Evaluate, write everything, log the table, and return the content of ``metrics.json``.
+
+        Args:
+            handlers: loggers, such as MONAI's `TensorBoardStatsHandler` and `MLFlowHandler`. They are attached to an
+                engine that ends the training's last epoch with `final_scores` as its metrics and `final_table` as its output.
+        """
         if self.checkpoint is not None:
             load_model(self.network, self.checkpoint)
         predictions = {name: self._predict(name) for name in ("probe", *TEST_SETS)}
@@ -152,6 +161,7 @@ class ExperimentEvaluation:
         report = write_report(self.output_dir, metrics, pictures, title=self.title)
         write_model_card(self.output_dir, metrics, title=self.title)
         write_json(self.output_dir / "metrics.json", metrics)
+        _log(handlers, metrics)
         self.logger.info("\n" + format_score_table({**scores, "probes": probes}))
         self.logger.info(f"report: {report}")
         return metrics
@@ -245,6 +255,32 @@ class ExperimentEvaluation:
             for row in first
         ]
         return sample_figure(np.stack([upright(data[int(row)]["image"].numpy(), self.origin) for row in first]), titles)
+
+
+def _log(handlers: Sequence[Any], metrics: Mapping[str, Any]) -> None:
+    """Show the handlers the end of an epoch that has the final figures."""
+    engine = Engine(lambda engine, batch: None)
+    for handler in handlers:
+        handler.attach(engine)
+    engine.state.epoch = engine.state.max_epochs = metrics["epochs"] or 0
+    engine.state.metrics, engine.state.output = final_scores(metrics), final_table(metrics)
+    for event in (Events.STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
+        engine.fire_event(event)
+
+
+def write_final_scores(engine: Engine, writer: Any) -> None:
+    """
+    Write the final table to TensorBoard, as scalars and as text: the `epoch_event_writer` of a `TensorBoardStatsHandler`
+    that an :class:`ExperimentEvaluation` is called with.
+
+    Args:
+        engine: what the handler was attached to.
+        writer: of TensorBoard.
+    """
+    for name, value in engine.state.metrics.items():
+        writer.add_scalar(name, value, engine.state.epoch)
+    writer.add_text("final table", engine.state.output, engine.state.epoch)
+    writer.flush()
 
 
 def source_commit() -> str | None:

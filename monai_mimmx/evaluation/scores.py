@@ -20,6 +20,7 @@ __all__ = [
     "bootstrap_interval",
     "cell_balanced_accuracy",
     "drop_val_inv",
+    "final_scores",
     "format_score_table",
     "gap_interval",
     "group_accuracies",
@@ -395,6 +396,36 @@ def verdict(gap: float, *, balanced: float | None = None, chance: float | None =
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
+
+
+def final_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """
+    The final table as one flat mapping, for loggers of scalars.
+
+    Args:
+        metrics: the content of `metrics.json`: `accuracy` by subset and head, and `probes`, by kind, block and task.
+
+    Returns:
+        `final/accuracy_<subset>_<head>`, `final/gap_<head>` (Val - Inv, a fraction) and `final/<kind>_probe_<block>_<task>`;
+        what was not measured is left out.
+
+    Example:
+        >>> final_scores({"accuracy": {"val": {"y": 0.75}, "inv": {"y": 0.5}}, "probes": {"linear": {"f_y": {"sex": 0.5}}}})
+        {'final/accuracy_val_y': 0.75, 'final/accuracy_inv_y': 0.5, 'final/gap_y': 0.25, 'final/linear_probe_f_y_sex': 0.5}
+    """
+    table, probes = metrics["accuracy"], metrics.get("probes") or {}
+    found = {f"final/accuracy_{subset}_{key}": value for subset, row in table.items() for key, value in row.items()}
+    for key, value in table.get("val", {}).items():
+        other = table.get("inv", {}).get(key)
+        found[f"final/gap_{key}"] = None if value is None or other is None else value - other
+    found |= {
+        f"final/{kind}_probe_{block}_{task}": value
+        for kind, matrix in probes.items()
+        if kind != "chance"
+        for block, row in matrix.items()
+        for task, value in row.items()
+    }
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def format_score_table(scores: Mapping[str, Any]) -> str:

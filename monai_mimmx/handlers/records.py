@@ -54,7 +54,8 @@ class EpochRecorder:
     Average the scalar outputs of a trainer over each epoch, write them as a row of a JSON lines file, and log one line.
 
     Attach it AFTER the handler that runs the validation, whose metrics join the row as ``select_<metric>``, and BEFORE
-    handlers that log the trainer's metrics (`TensorBoardStatsHandler`, `MLFlowHandler`): the row becomes those.
+    MONAI's loggers (`TensorBoardStatsHandler`, `MLFlowHandler`): the row becomes the trainer's metrics, and an output that
+    is not decollated the one entry of a list, since they read the scalars of an iteration from the first entry of one.
 
     Args:
         path: the file to append to; ``None`` writes none. A training that starts at epoch 0 begins a new file.
@@ -84,7 +85,7 @@ class EpochRecorder:
         self.evaluator = evaluator
         self.after = after
         self.logger = logging.getLogger("monai_mimmx")
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor | float] = {}
         self._count = 0
         self._started = 0.0
         self._validated = 0
@@ -110,11 +111,14 @@ class EpochRecorder:
     def _add(self, engine: Engine) -> None:
         self._count += 1
         output: Any = engine.state.output
-        # After decollation every sample's dictionary holds the batch's scalars.
-        for key, value in (output[0] if isinstance(output, list) else output).items():
+        if not isinstance(output, list):
+            engine.state.output = output = [output]
+        for key, value in output[0].items():
             if isinstance(value, Tensor) and value.ndim == 0:
                 value = value.detach().double()
-                self._sums[key] = self._sums[key] + value if key in self._sums else value
+            elif not isinstance(value, int | float):  # which decollation makes of a scalar
+                continue
+            self._sums[key] = self._sums[key] + value if key in self._sums else value
 
     def _note_validation(self, engine: Engine) -> None:
         self._validated += 1
@@ -126,7 +130,8 @@ class EpochRecorder:
             row |= {f"select_{key}": float(value) for key, value in self.evaluator.state.metrics.items()}
         row["seconds"] = time.perf_counter() - self._started
         self._durations.append(row["seconds"])
-        engine.state.metrics |= {key: value for key, value in row.items() if key != "epoch"}
+        kept = {key: value for key, value in engine.state.metrics.items() if not key.startswith("select_")}
+        engine.state.metrics = kept | {key: value for key, value in row.items() if key != "epoch"}
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures, the report page and the model card."""
 
-from monai_mimmx.report.card import write_model_card
+from monai_mimmx.report.card import final_table, write_model_card
 from monai_mimmx.report.figures import (
     accuracy_figure,
     cooccurrence_figure,
@@ -23,6 +23,7 @@ __all__ = [
     "accuracy_figure",
     "cooccurrence_figure",
     "courses_figure",
+    "final_table",
     "gap_figure",
     "interval_figure",
     "probe_figure",

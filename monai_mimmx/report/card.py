@@ -14,7 +14,7 @@ from monai_mimmx.files import write_text
 from monai_mimmx.report.html import EXPLAINED, _ends, _percent, _plain_value, _points, _row_name, _subsets
 from monai_mimmx.report.page import markdown_table
 
-__all__ = ["write_model_card"]
+__all__ = ["final_table", "write_model_card"]
 
 LIMITS = (
     "Not for clinical use. A bundle's embedded cohort stands in for data: figures on it tell nothing about patients.",
@@ -130,6 +130,22 @@ def _limits(metrics: Mapping[str, Any]) -> list[str]:
         cell = min(train, key=train.get)  # type: ignore[arg-type]
         limits.append(f"The rarest group in training, {cell}, has {train[cell]} images.")
     return ["\n".join(f"- {limit}" for limit in limits)]
+
+
+def final_table(metrics: Mapping[str, Any]) -> str:
+    """
+    The figures of a finished run as Markdown: the verdict, the accuracies by head and set, and what probes read.
+
+    Args:
+        metrics: the content of `metrics.json`; what it lacks is left out.
+
+    Example:
+        >>> print(final_table({"accuracy": {"val": {"y": 0.9}, "inv": {"y": 0.7}}}))
+        | accuracy (%) | Val | Inv |
+        | --- | --- | --- |
+        | y | 90.0 | 70.0 |
+    """
+    return "\n\n".join([*_scores(metrics), *_probes(metrics)])
 
 
 def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any], *, title: str) -> Path:

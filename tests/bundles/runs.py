@@ -46,13 +46,14 @@ def options(bundle, folders, output, **more):
     return TINY | OWN[bundle] | shared | {"bundle_root": str(ROOT / bundle), "output_dir": str(output)} | more
 
 
-def workflow(bundle, *configs, workflow_type="train", **override):
+def workflow(bundle, *configs, workflow_type="train", tracking=None, **override):
     files = [str(ROOT / bundle / "configs" / f"{name}.json") for name in configs]
     made = ConfigWorkflow(
         config_file=files,
         meta_file=str(ROOT / bundle / "configs/metadata.json"),
         logging_file=False,
         workflow_type=workflow_type,
+        tracking=tracking,
         **override,
     )
     made.initialize()

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import torch
-from monai.bundle import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 from monai.handlers import MLFlowHandler
 from runs import BUNDLES, NAMES, OWN, ROOT, options, train, workflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -21,9 +21,10 @@ from monai_mimmx.comparison import format_tables, read_published
 from monai_mimmx.comparison.methods import METHODS
 from monai_mimmx.engines import MIMMXTrainer
 from monai_mimmx.errors import root_cause
-from monai_mimmx.evaluation import ExperimentEvaluation
+from monai_mimmx.evaluation import ExperimentEvaluation, final_scores
 from monai_mimmx.evaluation.protocol import source_commit
 from monai_mimmx.handlers import RobustAccuracy, read_history
+from monai_mimmx.report import final_table
 
 IMAGES = (".nii", ".png", ".jpg")
 
@@ -68,8 +69,8 @@ def test_training_ends_with_the_evaluation(bundle, trained):
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
-def test_tensorboard_shows_what_the_history_holds(bundle, trained):
-    output, _ = trained(bundle)
+def test_tensorboard_shows_what_the_history_and_the_final_table_hold(bundle, trained):
+    output, metrics = trained(bundle)
     shown = EventAccumulator(str(output / "tensorboard")).Reload()
     rows = read_history(output / "history.jsonl")
     last = rows[-1]
@@ -77,18 +78,24 @@ def test_tensorboard_shows_what_the_history_holds(bundle, trained):
     for key in set(last) - {"epoch"}:
         expected = [(row["epoch"], pytest.approx(row[key], rel=1e-6)) for row in rows if key in row]
         assert [(event.step, event.value) for event in shown.Scalars(key)] == expected
+    final = {key: shown.Scalars(key) for key in shown.Tags()["scalars"] if key.startswith("final/")}
+    assert {key: [(event.step, event.value) for event in events] for key, events in final.items()} == {
+        key: [(last["epoch"], pytest.approx(value, rel=1e-6))] for key, value in final_scores(metrics).items()
+    }
+    (table,) = shown.Tensors("final table/text_summary")
+    assert table.tensor_proto.string_val[0].decode() == final_table(metrics)
 
 
 @pytest.mark.parametrize("bundle", NAMES)
 def test_the_settings_for_mlflow_name_what_the_bundle_has(bundle):
     settings = json.loads((ROOT.parent / "examples/mlflow.json").read_text())
     config = json.loads((ROOT / bundle / "configs/train.json").read_text())
-    for path in settings["handlers_id"]["trainer"].values():
-        part, name = path.split("#")
-        assert name in config[part]
-    handler = settings["configs"]["trainer"]
-    assert set(inspect.signature(MLFlowHandler.__init__).parameters) > set(handler) - {"_target_", "_disabled_"}
-    assert handler["experiment_param"][1:] in config
+    for engine, places in settings["handlers_id"].items():
+        for path in places.values() if engine != "refiner" or "refine" in config else ():
+            assert path in ConfigParser(config)
+        handler = settings["configs"][engine]
+        assert set(inspect.signature(MLFlowHandler.__init__).parameters) > set(handler) - {"_target_", "_disabled_"}
+        assert handler["experiment_param"][1:] in config
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
@@ -169,7 +176,7 @@ def test_a_killed_training_ends_as_if_undisturbed(bundle, at, more, folders, tmp
     train(bundle, folders, tmp_path / "whole", **more)
     with monkeypatch.context() as patch:
         if at == "evaluation":
-            patch.setattr(ExperimentEvaluation, "__call__", lambda self: (_ for _ in ()).throw(Killed()))
+            patch.setattr(ExperimentEvaluation, "__call__", lambda self, handlers: (_ for _ in ()).throw(Killed()))
         else:
             step, last = MIMMXTrainer._iteration, int(at.split()[1])
 

@@ -20,6 +20,7 @@ from monai_mimmx.evaluation.scores import (
     bootstrap_interval,
     cell_balanced_accuracy,
     drop_val_inv,
+    final_scores,
     format_score_table,
     gap_interval,
     group_accuracies,
@@ -321,3 +322,25 @@ def test_format_shows_the_numbers_in_their_places():
     text = format_score_table(only_linear)
     assert "linear probe %" in text
     assert "chance" not in text
+
+
+class TestFinalScores:
+    METRICS = {
+        "accuracy": {"val": {"y": 0.9, "sex": None}, "inv": {"y": 0.5, "sex": 0.75}, "bal": {"y": 0.75, "sex": 1.0}},
+        "probes": {"linear": {"f_y": {"sex": 0.5, "y": None}}, "knn": {"f_sex": {"y": 0.625}}, "chance": {"y": 0.5}},
+    }
+
+    def test_the_table_is_flat_and_has_what_was_measured(self):
+        assert final_scores(self.METRICS) == {
+            "final/accuracy_val_y": 0.9,
+            "final/accuracy_inv_y": 0.5,
+            "final/accuracy_inv_sex": 0.75,
+            "final/accuracy_bal_y": 0.75,
+            "final/accuracy_bal_sex": 1.0,
+            "final/gap_y": pytest.approx(0.4),
+            "final/linear_probe_f_y_sex": 0.5,
+            "final/knn_probe_f_sex_y": 0.625,
+        }
+
+    def test_without_inverted_set_or_probes(self):
+        assert final_scores({"accuracy": {"val": {"y": 0.5}}}) == {"final/accuracy_val_y": 0.5}

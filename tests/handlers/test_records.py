@@ -7,6 +7,8 @@ import logging
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.data import decollate_batch
+from monai.handlers import from_engine
 
 from monai_mimmx.handlers import EpochRecorder, read_history
 
@@ -62,6 +64,16 @@ def test_the_row_becomes_the_trainers_metrics_for_loggers_behind(tmp_path):
     engine.run([torch.zeros(3), torch.zeros(3)], max_epochs=2)
     assert [row["loss_y"] for row in seen] == [2.0, 6.0] and [row["mi"] for row in seen] == [1.0, 3.0]
     assert all(isinstance(value, float) for row in seen for value in row.values())
+
+
+def test_loggers_behind_see_a_validation_in_its_own_epoch_only(tmp_path):
+    seen = []
+    engine, evaluator = trainer_of([1.0] * 6), evaluator_of([0.7])
+    engine.add_event_handler(Events.EPOCH_COMPLETED(every=2), lambda: evaluator.run([0]))
+    EpochRecorder(None, task_names=("y", "sex"), evaluator=evaluator).attach(engine)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: seen.append(engine.state.metrics.get("select_accuracy_y")))
+    engine.run([torch.zeros(3), torch.zeros(3)], max_epochs=3)
+    assert seen == [None, 0.7, None]
 
 
 def test_a_second_engine_goes_on_in_the_same_file(tmp_path, caplog):
@@ -123,11 +135,23 @@ def test_a_resumed_training_keeps_the_rows(tmp_path):
 
 
 def test_decollated_outputs(tmp_path):
-    # MONAI's decollation turns the output into one dictionary per sample, with the scalars in each.
-    engine = Engine(lambda engine, batch: [{"loss_y": torch.tensor(float(batch)), "pred": torch.zeros(2)}] * 3)
+    # One dictionary per sample, with the batch's scalars as numbers in each.
+    engine = Engine(
+        lambda engine, batch: decollate_batch({"loss_y": torch.tensor(float(batch)), "pred": torch.zeros(3, 2)})
+    )
     EpochRecorder(tmp_path / "h.jsonl", task_names=("y",)).attach(engine)
     engine.run([1, 2], max_epochs=1)
     assert read_history(tmp_path / "h.jsonl")[0]["loss_y"] == 1.5
+
+
+def test_monais_loggers_behind_find_the_scalars_of_an_iteration():
+    seen = []
+    engine = trainer_of([1.0, 3.0])
+    EpochRecorder(None, task_names=("y", "sex")).attach(engine)
+    read = from_engine(["loss_y"], first=True)
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(read(engine.state.output).item()))
+    engine.run([torch.zeros(3), torch.zeros(3)], max_epochs=1)
+    assert seen == [1.0, 3.0]
 
 
 class TestReadHistory:
