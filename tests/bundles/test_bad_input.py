@@ -180,9 +180,7 @@ def test_bad_films_tables(films, folders, tmp_path, change, error, message):
 def test_a_truncated_film_is_named_and_leaves_no_cache(films, folders, tmp_path):
     for path in sorted(films.rglob("*.jpg"))[::2]:
         path.write_bytes(path.read_bytes()[:600])
-    message = (
-        r"200 or more of [\d,]+ images looked at cannot be used: /.*patient\d+/study\d/view\d_frontal\.jpg: it cannot be read"
-    )
+    message = r"200 or more of [\d,]+ images looked at cannot be used: /.*patient\d+/study\d/view\d_frontal\.jpg: it cannot be read"
     more = {"dataset_dir": str(films), "cache_dir": str(tmp_path / "cache")}
     fails(ValueError, message, "pleural_effusion", folders, tmp_path / "output", **more)
     assert not list((tmp_path / "cache").glob("*.npy"))
