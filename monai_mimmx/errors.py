@@ -34,8 +34,10 @@ class Problems(ValueError):
     """
 
     def __init__(self, errors: Iterable[BaseException], usable: Any = None) -> None:
-        flat = [single for error in errors for single in (error.errors if isinstance(error, Problems) else [error])]
-        self.errors = list({str(error): error for error in flat}.values())
+        flat: list[BaseException] = []
+        for error in errors:
+            flat += error.errors if isinstance(error, Problems) else [error]
+        self.errors: list[BaseException] = list({str(error): error for error in flat}.values())
         self.usable = usable
         if len(self.errors) == 1:
             super().__init__(str(self.errors[0]))
@@ -61,8 +63,9 @@ def raise_problems(errors: Iterable[BaseException], usable: Any = None) -> None:
     """
     problems = Problems(errors, usable)
     if len(problems.errors) == 1:
-        problems.errors[0].usable = usable  # type: ignore[attr-defined]
-        raise problems.errors[0]
+        (error,) = problems.errors
+        error.usable = usable  # type: ignore[attr-defined]
+        raise error
     if problems.errors:
         raise problems
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -109,8 +110,9 @@ class Preflight:
         check_only = "check_only" in parser and parser.get_parsed_content("check_only") is True
         if rank == 0:
             started = time.perf_counter()
-            check = _Check(parser, self)
-            check.run(check_only)
+            with tempfile.TemporaryDirectory() as scratch:
+                check = _Check(parser, self, scratch)
+                check.run(check_only)
             if check.problems:
                 raise Problems(check.problems)
             lines = [*check.lines, f"nothing is wrong; this took {time.perf_counter() - started:.1f} s"]
@@ -139,12 +141,13 @@ def _calling_parser() -> ConfigParser:
 class _Check:
     """One check: what is wrong, and what was looked at."""
 
-    def __init__(self, parser: ConfigParser, settings: Preflight) -> None:
-        self.parser, self.settings = parser, settings
+    def __init__(self, parser: ConfigParser, settings: Preflight, scratch: str) -> None:
+        self.parser, self.settings, self.scratch = parser, settings, scratch
         self.config: dict[str, Any] = parser.config  # type: ignore[assignment]
         self.problems: list[BaseException] = []
         self.lines: list[str] = []
         self.tables: list[str] = []
+        self.wrong: list[str] = []
         root = self._value("bundle_root") if "bundle_root" in self.config else None
         shipped = Path(root or ".") / "configs" / "train.json"
         self.shipped = json.loads(shipped.read_text(encoding="utf-8")) if root and shipped.is_file() else {}
@@ -152,18 +155,18 @@ class _Check:
     def run(self, check_only: bool) -> None:
         """Look at everything."""
         self._unused()
-        values, wrong = self._options()
-        self._folders(values, make=not check_only)
+        values = self._options()
+        self._folders(make=not check_only)
         tasks = self._value("parsed_tasks") if "parsed_tasks" in self.config else None
         subsets, images = self._table(tasks, values)
         if tasks is not None and subsets is not None:
             self.tables.append(describe_subsets(subsets, tasks))
         shape = self._images(images)
-        dry = self._trial(tasks, subsets, wrong, shape)
+        trial = self._trial(tasks, subsets, shape)
         if self.settings.checkpoint is not None:
-            self._checkpoint(dry, self.settings.checkpoint)
+            self._checkpoint(trial, self.settings.checkpoint)
         elif values.get("resume") is True and (latest := self._value("resume_checkpoint")):
-            self._checkpoint(dry, Path(latest))
+            self._checkpoint(trial, Path(latest))
 
     def _value(self, name: str, parser: ConfigParser | None = None) -> Any:
         """What an id evaluates to; None, and one more problem, where it fails."""
@@ -178,8 +181,7 @@ class _Check:
         if isinstance(cause, ValueError | OSError):
             self.problems.append(cause)
         else:  # not meant for the user's eyes, so that its kind and place help
-            first = (str(cause).strip().splitlines() or [""])[0]
-            self.problems.append(ValueError(f"{name}: {type(cause).__name__}: {first}"))
+            self.problems.append(ValueError(f"{_place(error, name)}: {type(cause).__name__}: {_first_line(cause)}"))
         return cause
 
     def _unused(self) -> None:
@@ -192,9 +194,9 @@ class _Check:
             advice = f"did you mean {near[0]!r}?" if near else "see configs/train.json; a note begins with _"
             self.problems.append(ValueError(f"nothing uses the option {name!r}: {advice}"))
 
-    def _options(self) -> tuple[dict[str, Any], list[str]]:
-        """The values of all options, and the names of the wrong ones."""
-        values, wrong = {}, []
+    def _options(self) -> dict[str, Any]:
+        """The values of all options that can be evaluated."""
+        values = {}
         for name in sorted({*known_options()} & {*self.config}):
             before = len(self.problems)
             value = self._value(name)
@@ -202,24 +204,25 @@ class _Check:
                 values[name] = value
                 self.problems += option_problems(**{name: value})
             if len(self.problems) > before:
-                wrong.append(name)
+                self.wrong.append(name)
         self.lines.append(f"{len(values)} options")
-        return values, wrong
+        return values
 
-    def _folders(self, values: Mapping[str, Any], make: bool) -> None:
+    def _folders(self, make: bool) -> None:
         for name in ("output_dir", "cache_dir"):
-            if name in self.config and (folder := values.get(name) or self._value(name)) is not None:
-                try:
-                    check_writable(folder, name, make=make)
-                except OSError as error:
-                    self.problems.append(error)
+            if name not in self.config or name in self.wrong or (folder := self._value(name)) is None:
+                continue
+            try:
+                check_writable(folder, name, make=make)
+            except OSError as error:
+                self.problems.append(error)
 
     def _table(self, tasks: Any, values: Mapping[str, Any]) -> tuple[dict[str, pd.DataFrame] | None, list[str]]:
         """The subsets, and the distinct images of all rows that could be read."""
         if "subsets" not in self.config or (self.problems and not self._has_data(values)):
             return None, []
-        usable, found = None, None
-        parser, name = self.parser, "subsets"
+        usable, found, name = None, None, "subsets"
+        parser = self._trial_parser({}) if self.wrong else self.parser
         if tasks is None and "parsed_tasks" in self.config:
             usable = getattr(self.problems[-1], "usable", None)
             if usable is None or "subsets#frame" not in self.parser:
@@ -241,6 +244,8 @@ class _Check:
 
     def _has_data(self, values: Mapping[str, Any]) -> bool:
         """Whether there is a table without a cohort being written first."""
+        if {"dataset_dir", "cohort_scale", "cohort_seed"} & {*self.wrong}:
+            return False
         if values.get("dataset_dir") is not None or "cohort_dir" not in self.config:
             return True
         if not _is_code(self.config.get("table")):
@@ -288,21 +293,22 @@ class _Check:
         return shape
 
     def _trial_parser(self, more: Mapping[str, Any]) -> ConfigParser:
-        """A parser of the same config, whose components are others than those of the training."""
-        return ConfigParser(_for_trial(self.config) | {"tensorboard": False, "resume": False} | dict(more))
+        """
+        A parser of the same config, whose components are others than those of the training and leave no files. Wrong
+        options have the values that came with the bundle, so that no component refuses them a second time.
+        """
+        repaired = {name: _for_trial(self.shipped[name]) for name in self.wrong if name in self.shipped}
+        scratch = {name: self.scratch for name in ("output_dir", "ckpt_dir") if name in self.config}
+        changed = {"tensorboard": False, "resume": False} | repaired | scratch | dict(more)
+        return ConfigParser(_for_trial(self.config) | changed)
 
     def _trial(
-        self,
-        tasks: Any,
-        subsets: dict[str, pd.DataFrame] | None,
-        wrong: Sequence[str],
-        shape: tuple[int, ...] | None,
+        self, tasks: Any, subsets: dict[str, pd.DataFrame] | None, shape: tuple[int, ...] | None
     ) -> ConfigParser | None:
         """Make what the training is made of, and apply its network."""
-        if tasks is None or subsets is None or any(name not in self.shipped for name in wrong):
+        if tasks is None or subsets is None or not {*self.wrong} <= {*self.shipped}:
             return None
-        repaired = {name: _for_trial(self.shipped[name]) for name in wrong}
-        parser = self._trial_parser({"parsed_tasks": tasks, "subsets": subsets, **repaired})
+        parser = self._trial_parser({"parsed_tasks": tasks, "subsets": subsets})
         if shape is None:
             size, dims = (self._value(name, parser) for name in ("image_size", "spatial_dims"))
             shape = (1, *[size] * dims)
@@ -310,9 +316,11 @@ class _Check:
         parser["images"] = blank_subsets(subsets, names, shape)
         if "network_def" in self.shipped and self._value("network_def", parser) is None:
             parser["network_def"] = _for_trial(self.shipped["network_def"])  # so that the rest can be made all the same
+        if "train#sampler" in parser and self._value("train#sampler", parser) is None:
+            parser["sampling"] = "correlated"
         steps = self.config.get("run") or []
         for name in dict.fromkeys(name for step in _texts(steps) for name in _references(step)):
-            if name not in wrong and name != "finished":
+            if name != "finished":
                 self._value(name, parser)
         network = self._value("network", parser) if "network" in self.config else None
         if not isinstance(network, nn.Module):
@@ -321,12 +329,9 @@ class _Check:
             with torch.no_grad():
                 network(torch.zeros(2, *shape, device=next(network.parameters()).device))
         except Exception as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            told = (
-                f"the network cannot take images of shape {tuple(shape)}: try another image_size or encoder ({first})"
-            )
-            self.problems.append(ValueError(told))
-        if "method" not in wrong and self._value("method", parser) == "dfr" and "select" in subsets:
+            told = f"the network cannot take images of shape {tuple(shape)}: try another image_size or encoder"
+            self.problems.append(ValueError(f"{told} ({_first_line(error)})"))
+        if self._value("method", parser) == "dfr" and "select" in subsets:
             try:
                 labels = subsets["select"][names].to_numpy(dtype=np.int64)
                 check_refit(labels, [task.num_classes for task in tasks], self._value("feature_dim", parser))
@@ -344,6 +349,20 @@ class _Check:
                 self.lines.append(f"the checkpoint {path}")
         except (OSError, ValueError) as error:
             self.problems.append(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _place(error: BaseException, name: str) -> str:
+    """The innermost component that MONAI says it failed to make, or the id that was asked for."""
+    place = name
+    while error.__cause__ is not None:
+        if made := re.match(r"Failed to instantiate component '([\w.]+)'", str(error)):
+            place = made[1].rpartition(".")[2]
+        error = error.__cause__
+    return place
 
 
 def _texts(value: Any) -> Iterator[str]:

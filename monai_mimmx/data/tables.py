@@ -253,7 +253,9 @@ def read_columns(
     if not path.is_file():
         raise FileNotFoundError(f"no table at {path}: expected a CSV file (check dataset_dir or the path)")
     try:
-        header = [str(name).strip() for name in pd.read_csv(path, nrows=0, encoding="utf-8-sig").columns]
+        # As a row of cells: as a header, pandas would rename a column that stands there twice.
+        first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        header = [name.strip() for name in first.iloc[0]]
         problems = (
             [lacks_columns(path, missing, header)] if (missing := [n for n in required if n not in header]) else []
         )

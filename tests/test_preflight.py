@@ -1,0 +1,657 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The table of what a user can get wrong, each with the one thing that is told; and several at once."""
+
+import gzip
+import itertools
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from monai.bundle import ConfigParser
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+
+import monai_mimmx
+from monai_mimmx.bundle_folders import bundle_folders
+from monai_mimmx.errors import Problems, root_cause
+from monai_mimmx.options import RULES, option_problems
+from monai_mimmx.preflight import Preflight
+
+PIXELS = np.random.default_rng(0).integers(1, 255, (20, 20)).astype(np.uint8)
+SMALL = {
+    "image_size": 16,
+    "device": "cpu",
+    "tensorboard": False,
+    "network_def#encoder#strides": [2, 2, 1, 1],
+    "cache_dir": None,
+    "agreement": 0.6,  # so that three images of each combination are enough
+}
+
+
+def write_picture(path):
+    Image.fromarray(PIXELS).save(path)
+
+
+def write_nifti(path):
+    nib.save(nib.Nifti1Image(PIXELS[..., None].astype(np.float32), np.eye(4)), path)
+
+
+def write_dicom(path):
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    data.Rows, data.Columns, data.SamplesPerPixel, data.PhotometricInterpretation = 20, 20, 1, "MONOCHROME2"
+    data.BitsAllocated = data.BitsStored = 16
+    data.HighBit, data.PixelRepresentation = 15, 0
+    data.PixelData = (PIXELS.astype(np.uint16) * 200).tobytes()
+    data.save_as(path, enforce_file_format=True)
+
+
+WRITERS = {
+    "png": write_picture,
+    "jpg": write_picture,
+    "tif": write_picture,
+    "nii": write_nifti,
+    "nii.gz": write_nifti,
+    "dcm": write_dicom,
+}
+
+
+def make_study(folder, kind="png"):
+    """A folder in the layout of `brain_age`: three subjects of every combination in each split, an image each."""
+    (folder / "images").mkdir(parents=True)
+    WRITERS[kind](folder / f"one.{kind}")
+    rows = []
+    cells = itertools.product(("train", "val", "test"), (40, 60), ("female", "male"), ("NAKO", "UKB"), range(3))
+    for number, (split, age, sex, dataset, _) in enumerate(cells):
+        os.link(folder / f"one.{kind}", folder / f"images/{number}.{kind}")
+        rows.append((f"images/{number}.{kind}", f"s{number}", age, sex, dataset, split))
+    table = pd.DataFrame(rows, columns=["image", "subject", "age", "sex", "dataset", "split"])
+    table.to_csv(folder / "labels.csv", index=False)
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path):
+    return make_study(tmp_path / "study")
+
+
+def check(folder, *, bundle="brain_age", **more):
+    """What the bundle's preflight tells of a study; the parser too, for what it evaluates to."""
+    root = bundle_folders()[bundle]
+    parser = ConfigParser()
+    parser.read_config(root / "configs/train.json")
+    given = {"bundle_root": str(root), "output_dir": str(folder.parent / "output"), "dataset_dir": str(folder)}
+    encoder = {} if "network_def#encoder" not in more else {"network_def#encoder": more.pop("network_def#encoder")}
+    parser.update(
+        {**given, **(SMALL if not encoder else {**SMALL, **encoder}), **more} if bundle == "brain_age" else given | more
+    )
+    try:
+        parser.get_parsed_content("initialize#1")
+    except RuntimeError as error:
+        problems = root_cause(error)
+        assert isinstance(problems, Problems), error
+        return problems
+    return parser
+
+
+def told(problems):
+    return [str(error) for error in problems.errors] if isinstance(problems, Problems) else []
+
+
+def tells(problems, *messages):
+    """Just these, whatever the order."""
+    found = told(problems)
+    assert len(found) == len(messages), found
+    for message in messages:
+        assert any(re.search(message, text) for text in found), (message, found)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_sound_study_of_any_format_passes(tmp_path, kind):
+    parser = check(make_study(tmp_path / "study", kind))
+    assert not told(parser) and parser["output_dir"] and (tmp_path / "output").is_dir()
+
+
+OPTIONS = {
+    "method": [("magic", "one of 'mimmx', 'mimm', .*'dfr'"), (None, "one of")],
+    "dls": [("ture", "True or False"), (1, "True or False")],
+    "ema": [("no", "True or False")],
+    "amp": [("half", "True or False")],
+    "conditional": [(0.5, "True or False")],
+    "detach_z": [("yes", "True or False")],
+    "resume": [("latest", "True or False")],
+    "caw": [("maps", "True, False, 'features' or 'terms'")],
+    "sampling": [("fair", "'correlated' or 'balanced'")],
+    "estimator": [("both", "'per_factor' or 'joint'")],
+    "lambda_mi": [(-1.0, "0 or more"), (float("nan"), "0 or more"), ("much", "a number, 0 or more")],
+    "lambda_warmup": [(-5, "0 or more")],
+    "n_b": [(0, "1 or more"), (2.5, "a whole number, 1 or more"), (True, "a whole number, 1 or more")],
+    "feature_batches": [(-1, "0 or more")],
+    "feature_dim": [(0, "1 or more"), ("wide", "a whole number")],
+    "alpha_y": [(-0.1, "0 or more")],
+    "alpha_z": [(-3, "0 or more")],
+    "beta_y": [(float("inf"), "finite")],
+    "ema_decay": [(1.0, "at least 0 and below 1")],
+    "image_size": [(0, "1 or more"), ("16x16", "a whole number")],
+    "slice_position": [(1.5, "from 0 to 1 or 'foreground'")],
+    "spatial_dims": [(4, "2 or 3")],
+    "batch_size": [(0, "2 or more"), (1, "2 or more")],
+    "epochs": [(0, "1 or more"), (3.5, "a whole number, 1 or more")],
+    "val_interval": [(0, "1 or more")],
+    "learning_rate": [(0, "above 0"), (-1e-3, "above 0"), ("1e-", "a number, above 0")],
+    "mine_learning_rate": [(0.0, "above 0")],
+    "seed": [(-1, "from 0 to 4294967295"), (0.5, "a whole number")],
+    "num_workers": [(-2, "0 or more")],
+    "device": [("cuda:97", "a device of this machine, such as cpu"), ("gpu", "a device of this machine")],
+    "agreement": [(1.5, "from 0 to 1 or 'natural'"), ([0.9, "nat"], "from 0 to 1 or 'natural', for each factor")],
+    "subset_sizes": [
+        ({"tset": 3}, "subsets among train, .*, not 'tset'"),
+        ({"val": 0}, "1 or more, or None, for 'val'"),
+    ],
+    "image_column": [(3, "a text")],
+    "subject_column": [("", "a text")],
+    "dataset_dir": [(5, "the name of a folder")],
+}
+CASES = [(name, value, expected) for name, cases in OPTIONS.items() for value, expected in cases]
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), CASES, ids=[f"{name}={value}" for name, value, _ in CASES])
+def test_wrong_options(study, name, value, expected):
+    problems = check(study, **{name: value})
+    text = next(text for text in told(problems) if text.startswith(name))
+    assert re.search(rf"^{name}(, .*,)? must .*{expected}.*, got {re.escape(repr(value))}\.$", text)
+    if name not in ("image_column", "subject_column", "dataset_dir", "agreement"):  # without which there is no table
+        tells(problems, re.escape(text))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"lamda_mi": 1}, r"nothing uses the option 'lamda_mi': did you mean 'lambda_mi'\?"),
+        ({"learning_rat": 1}, r"nothing uses the option 'learning_rat': did you mean 'learning_rate'\?"),
+        ({"output": "x"}, r"nothing uses the option 'output': did you mean 'output_dir'\?"),
+        ({"xyz": 1}, r"nothing uses the option 'xyz': see configs/train.json; a note begins with _"),
+        ({"subest_sizes": {"val": 3}}, r"did you mean 'subset_sizes'\?"),
+        ({"epochs": "$1 / 0"}, "epochs: ZeroDivisionError: division by zero"),
+        ({"epochs": "@epoch"}, "the referring item `@epoch` is not defined in the config"),
+        ({"train#trainer#lamda": 1}, "MIMMXTrainer: TypeError: .*unexpected keyword argument 'lamda'"),
+        (
+            {"caw": "terms", "estimator": "joint"},
+            r"one term per factor \['sex', 'dataset'\], got \['sex\+dataset'\]; use",
+        ),
+        ({"caw": "terms", "method": "mimm"}, r"one term per factor \['sex', 'dataset'\], got \['sex'\]"),
+        ({"caw": "terms", "method": "dcor"}, "weighter needs dependence_optimizer"),
+        ({"agreement": [0.9]}, r"one agreement per spurious factor \(2\), got 1"),
+        ({"network_def#encoder": "resnet"}, "encoder must be 'four_conv', 'densenet121' or"),
+        ({"network_def#encoder#strides": [2, 2]}, r"strides must have 4 entries, got \(2, 2\)"),
+        (
+            {"network_def#encoder": "densenet121", "image_size": 8},
+            r"images of shape \(1, 8, 8\): try another image_size or",
+        ),
+        ({"preflight#checkpoint": "absent.pt"}, "no checkpoint absent.pt; train first, or name another with --ckpt"),
+        ({"dataset_dir": "/nowhere"}, "no table at /nowhere/labels.csv: expected a CSV file"),
+        ({"tasks": "sex"}, "parsed_tasks: TypeError: expected a list of tasks, got 'sex'"),
+        ({"tasks": []}, "a primary task and one or more spurious factors, got 0"),
+        (
+            {"cache_dir": "/proc/cache"},
+            "cannot write to cache_dir /proc/cache: .*; name another folder with --cache_dir",
+        ),
+        (
+            {"method": "dfr", "subset_sizes": {"select": 4}},
+            "every .* cell needs 2 or more rows in the data to refit on",
+        ),
+    ],
+)
+def test_contradictions_and_what_nothing_uses(study, more, message):
+    tells(check(study, **more), message)
+
+
+def test_an_output_that_is_a_file(study):
+    (study.parent / "taken").touch()
+    tells(
+        check(study, output_dir=str(study.parent / "taken")),
+        "cannot write to output_dir .*/taken: File exists; name another folder with --output_dir",
+    )
+
+
+def test_ids_of_an_overlay_that_something_uses_are_fine(study):
+    more = {
+        "rate": 1e-3,
+        "learning_rate": "$@rate / 2",
+        "_note": "a text",
+        "extra": {"_target_": "Identity"},
+        "go": ["$1"],
+    }
+    assert not told(check(study, **more))
+
+
+def test_words_of_the_command_line_are_what_they_mean_in_json(study):
+    parser = check(study, ema="false", dls="true", caw="false", resume="false", cache_dir="null", image_root="null")
+    assert [parser.get_parsed_content(name) for name in ("ema", "dls", "caw", "cache_dir")] == [
+        False,
+        True,
+        False,
+        None,
+    ]
+
+
+def rule(**changed):
+    """The tasks of the bundle, one of them with other rules."""
+    tasks = json.loads((bundle_folders()["brain_age"] / "configs/train.json").read_text())["tasks"]
+    return [tasks[0], {**tasks[1], **changed}, tasks[2]]
+
+
+@pytest.mark.parametrize(
+    ("changed", "messages"),
+    [
+        ({"negative": ["male"]}, [r"the rules \['male'\] and \['male'\] overlap"]),
+        ({"negative": "< 51", "positive": "> 40"}, ["the rules < 51 and > 40 overlap"]),
+        ({"positive": "male"}, ["class 1: expected a list of values .*, got 'male'"]),
+        (
+            {"positive": ["m"]},
+            [r"the rule \['m'\] of task 'sex' matches no row; the column holds 'female' \(36\), 'male'"],
+        ),
+        ({"positive": ["m"], "negative": ["f"]}, [r"the rules \['f'\] and \['m'\] of task 'sex' match no row"]),
+        ({"positive": []}, ["class 1: expected at least one value, got an empty list"]),
+        ({"positve": ["male"]}, [r"unknown key \['positve'\]"]),
+        ({"column": "gender"}, ["labels.csv has no column 'gender': it has 'image', 'subject', 'age', 'sex'"]),
+        ({"name": "image"}, ["the name 'image' is reserved"]),
+        ({"name": "dataset"}, ["every task to have its own name, got 'dataset' twice"]),
+        ({"negative": 3, "positive": 4}, ["class 0: expected a list .*, got 3", "class 1: expected a list .*, got 4"]),
+        (
+            {"negative": "young", "column": ""},
+            ["'column' to be a text, got ''", "class 0: expected a list .*, got 'young'"],
+        ),
+    ],
+)
+def test_wrong_tasks(study, changed, messages):
+    tells(check(study, tasks=rule(**changed)), *messages)
+
+
+def rewrite(study, change):
+    change(pd.read_csv(study / "labels.csv")).to_csv(study / "labels.csv", index=False)
+
+
+def put(column, value, rows=slice(0, 1)):
+    def change(table):
+        table[column] = table[column].astype(object)
+        table.loc[table.index[rows], column] = value
+        return table
+
+    return change
+
+
+TABLES = {
+    "no image column": (lambda t: t.drop(columns="image"), ["no column 'image': it has 'subject', 'age'"]),
+    "three columns missing": (
+        lambda t: t.drop(columns=["image", "sex", "age"]),
+        ["no column 'image', 'age', 'sex': it has 'subject', 'dataset', 'split'"],
+    ),
+    "nothing known": (lambda t: t[["split"]].rename(columns={"split": "x"}), ["separator a comma"]),
+    "no rows": (lambda t: t[:0], ["labels.csv is empty: it has a header and no rows"]),
+    "one class": (lambda t: t.assign(sex="male"), [r"the rule \['female'\] of task 'sex' matches no row"]),
+    "an unknown split": (
+        put("split", "dev", slice(1, 4)),
+        [r"line 3, column 'split': .*, got 'dev' \(and in 2 more rows\)"],
+    ),
+    "blank splits": (put("split", None), ["line 2, column 'split': expected train, val or test, got nan"]),
+    "no validation": (lambda t: t[t.split != "val"], ["'select' comes from the partition 'val'", "'probe' comes from"]),
+    "a subject in all splits": (
+        lambda t: t.assign(subject="s1"),
+        [r"subject 's1' stands in the splits 'train' and 'val' and 'test' \(2 such\)"],
+    ),
+    "blank subjects": (
+        put("subject", None, slice(4, 6)),
+        [r"line 6: column 'subject' is blank \(and in 1 more rows\)"],
+    ),
+    "a blank image": (put("image", " "), ["line 2: column 'image' is blank: every row needs one"]),
+    "an image of two subjects": (
+        put("image", "images/1.png"),
+        [r"1\.png belongs to two subjects, 's0' and 's1' \(1 such\): give each image one subject"],
+    ),
+    "ages in words": (
+        put("age", "old", slice(0, 7)),
+        [r"line 2, column 'age': the rule '< 51' of task 'age_group' compares numbers, .*'old' \(and in 6 more rows\)"],
+    ),
+    "ages without numbers": (
+        lambda t: t.assign(age="fifty"),
+        [r"compares numbers, but the value is 'fifty' \(and in 71 more"],
+    ),
+    "no age": (
+        lambda t: t.assign(age=None),
+        ["the rules < 51 and > 57 of task 'age_group' match no row; .*only blanks"],
+    ),
+    "ages between": (
+        lambda t: t.assign(age=t.age.clip(52, 55)),
+        ["rules < 51 and > 57 of task 'age_group' match no row"],
+    ),
+    "an empty combination": (
+        lambda t: t[~((t.split == "train") & (t.age > 57) & (t.sex == "female") & (t.dataset == "NAKO"))],
+        [
+            r"balanced sampling needs rows in every cell, but 1 of 8 have none: \(y=1, sex=0, dataset=0\): use correlated"
+        ],
+    ),
+    "a test set of one class": (
+        lambda t: t[(t.split != "test") | (t.age < 51)],
+        [
+            f"subset '{name}' .*, 12 rows.: it has 1 row.s., fewer than 'age_group' has classes"
+            for name in ("val", "inv", "bal")
+        ],
+    ),
+    "an image elsewhere": (
+        put("image", "/etc/hostname"),
+        [
+            r"line 2, column 'image': '/etc/hostname' leads out of /.*/study: move the images below it, or name .*image_root"
+        ],
+    ),
+    "an image above": (
+        put("image", "../x.png", slice(0, 3)),
+        [r"'\.\./x\.png' leads out of .* \(and in 2 more rows\)"],
+    ),
+    "a folder above": (put("image", ".."), ["'..' leads out of"]),
+    "missing images": (
+        lambda t: t.assign(image=t.image.where(t.index > 4, t.image + "x")),
+        [
+            r"labels.csv: 5 of 72 image files do not exist: .*0\.pngx, .*1\.pngx, .*2\.pngx, \.\.\. \(relative names start"
+        ],
+    ),
+    "much at once": (
+        lambda t: put("subject", None)(put("image", "no.png", slice(3, 5))(put("split", "x", slice(6, 7))(t))).drop(
+            columns="sex"
+        ),
+        [
+            "no column 'sex'",
+            "line 2: column 'subject' is blank",
+            "2 of 72 image files do not exist",
+            "line 8, column 'split'",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_wrong_tables(study, case):
+    change, messages = TABLES[case]
+    rewrite(study, change)
+    problems = check(study)
+    tells(problems, *messages)
+    assert all("labels.csv" in text or "subset" in text or "sampling" in text for text in told(problems))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "labels.csv is empty: expected a header"),
+        (
+            b"image;subject;age;sex;dataset\na;1;40;male;UKB\n",
+            r"it has 'image;subject;age;sex;dataset' \(is the separator a comma",
+        ),
+        ("image,subject,age,sex,dataset\na,J\xfcrg,40,male,UKB\n".encode("latin-1"), "cannot be read as CSV in UTF-8"),
+        (b'image,subject,age,sex,dataset\n"a,1,40,male,UKB\n', "cannot be read as CSV in UTF-8"),
+        (b"image,subject,age,sex,dataset,sex\na,1,40,male,UKB,male\n", "has the column 'sex' twice: rename one"),
+        (bytes(range(256)) * 4, "cannot be read as CSV in UTF-8|has no column"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 99, "cannot be read as CSV in UTF-8|has no column"),
+    ],
+)
+def test_files_that_are_no_such_table(study, content, message):
+    (study / "labels.csv").write_bytes(content)
+    tells(check(study), message)
+
+
+def test_a_folder_in_place_of_the_table(study):
+    (study / "labels.csv").unlink()
+    (study / "labels.csv").mkdir()
+    tells(check(study), "no table at .*labels.csv: expected a CSV file")
+
+
+def replace(path, change):
+    content = path.read_bytes()
+    path.unlink()  # the images are links to one
+    path.write_bytes(change(content))
+
+
+DAMAGES = {
+    "cut in half": (lambda content: content[: len(content) // 2], "it cannot be read as an image"),
+    "header only": (lambda content: content[:60], "it cannot be read as an image"),
+    "empty": (lambda content: b"", "it cannot be read as an image"),
+    "not an image": (lambda content: b"not an image, but a text" * 50, "it cannot be read as an image"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", WRITERS)
+def test_damaged_images(tmp_path, kind, damage):
+    study = make_study(tmp_path / "study", kind)
+    change, message = DAMAGES[damage]
+    for number in range(0, 72, 6):
+        replace(study / f"images/{number}.{kind}", change)
+    shown = rf"/.*/images/\d+\.{kind}: {message}.*; " * 3
+    tells(
+        check(study, **{"preflight#decode": 1}),
+        rf"^1[0-2] of 66 images looked at cannot be used: {shown}\.\.\. \(replace them",
+    )
+
+
+def test_a_folder_in_place_of_an_image(study):
+    (study / "images/7.png").unlink()
+    (study / "images/7.png").mkdir()
+    tells(check(study), r"1 of 66 images looked at cannot be used: .*images/7\.png: it cannot be read as an image")
+
+
+def volume(values):
+    return lambda path: nib.save(nib.Nifti1Image(values.astype(np.float32), np.eye(4)), path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (volume(np.full((20, 20, 1), 7)), "after the transforms all its pixels are 0"),
+        (volume(np.where(np.arange(400).reshape(20, 20, 1) == 9, np.nan, 1.0)), "it holds NaN or infinite pixels"),
+        (volume(np.ones((20, 20, 2, 3))), "expected one channel, got 3|cannot be read as an image"),
+        (volume(np.ones(20)), "it cannot be read as an image"),
+    ],
+)
+def test_images_that_are_whole_and_of_no_use(tmp_path, damage, message):
+    study = make_study(tmp_path / "study", "nii")
+    (study / "images/7.nii").unlink()
+    damage(study / "images/7.nii")
+    tells(check(study, **{"preflight#decode": 72}), rf"1 of 66 images looked at .*images/7\.nii: .*{message}")
+
+
+def test_a_doubtful_end_is_decoded_before_it_is_told(tmp_path):
+    study = make_study(tmp_path / "study", "nii.gz")
+    two = gzip.compress(b"")  # a second member, as block compression writes: its size is not that of the whole
+    replace(study / "images/7.nii.gz", lambda content: content + two)
+    assert not told(check(study))
+
+
+def test_headers_within_the_time(study, caplog):
+    with caplog.at_level("INFO", logger="monai_mimmx"):
+        assert not told(check(study, **{"preflight#seconds": 0}))
+    assert re.search(r"headers of 64 of 66 images read in \d+\.\d s; the rest is checked when decoded", caplog.text)
+
+
+def test_cached_images_are_not_read_again(study, caplog):
+    parser = check(study, cache_dir=str(study / "cache"))
+    parser.get_parsed_content("images")
+    with caplog.at_level("INFO", logger="monai_mimmx"):
+        assert not told(check(study, cache_dir=str(study / "cache")))
+    assert "all images were decoded before, in " in caplog.text and "headers" not in caplog.text
+
+
+def test_all_is_told_at_once(study):
+    rewrite(study, lambda t: put("age", "old")(t).drop(columns="dataset"))
+    (study / "images/9.png").unlink()
+    replace(study / "images/10.png", lambda content: content[:100])
+    problems = check(study, n_b=0, lamda_mi=3, ema="perhaps", output_dir="/proc/out")
+    tells(
+        problems,
+        "nothing uses the option 'lamda_mi'",
+        "n_b, the estimator steps",
+        "ema must be True or False, got 'perhaps'",
+        "cannot write to output_dir /proc/out",
+        "line 2, column 'age'",
+        "no column 'dataset'",
+        "1 of 72 image files do not exist",
+        r"1 of 71 images looked at cannot be used: .*10\.png",
+    )
+    assert str(problems).startswith("8 problems:\n  1. ")
+
+
+def test_a_wrong_rule_does_not_hide_the_table(study):
+    rewrite(study, put("image", "absent.png"))
+    problems = check(study, tasks=rule(negative="male"), agreement=2)
+    tells(problems, "class 0: expected a list", "agreement must", "1 of 72 image files do not exist")
+
+
+def test_a_cohort_is_not_written_for_wrong_options(tmp_path):
+    problems = check(tmp_path / "x", dataset_dir=None, cohort_dir=str(tmp_path / "cohort"), n_b=0)
+    tells(problems, "n_b, the estimator steps")
+    assert not (tmp_path / "cohort").exists()
+
+
+@pytest.mark.parametrize("bundle", ["pleural_effusion", "pleural_effusion_natural"])
+def test_the_table_of_another_data_set(tmp_path, bundle):
+    folder = make_study(tmp_path / "study")
+    (folder / "labels.csv").rename(folder / "train.csv")
+    problems = check(folder, bundle=bundle, device="cpu")
+    tells(problems, r"train.csv has no column 'Path', 'Sex', 'Age', .*: it has 'image', .*; CheXpert's table has them")
+
+
+@pytest.mark.parametrize("bundle", ["pleural_effusion", "pleural_effusion_natural"])
+def test_policies_of_chexpert(tmp_path, bundle):
+    folder = make_study(tmp_path / "study")
+    more = {
+        "uncertain": "maybe",
+        "blank": "never",
+        "fractions": [0.5, 0.6, 0.2],
+        "refine_epochs": -1,
+        "cod_columns": ["Flu"],
+    }
+    problems = check(folder, bundle=bundle, device="cpu", **more)
+    tells(
+        problems,
+        "uncertain must be 'exclude', 'zero' or 'one', got 'maybe'",
+        "blank must be 'no_finding', 'zero' or 'exclude', got 'never'",
+        r"fractions must be three fractions, of train, val and test, that sum to 1, got \[0.5",
+        "refine_epochs must be 0 or more, got -1",
+        "cod_columns among .*, got 'Flu'",
+    )
+
+
+def test_check_only_ends_without_a_trace(study, capsys):
+    before = {path for path in study.parent.rglob("*")}
+    with pytest.raises(SystemExit) as ended:
+        check(study, check_only="true", output_dir=str(study.parent / "new" / "output"))
+    assert ended.value.code == 0
+    assert {path for path in study.parent.rglob("*")} == before
+    printed = capsys.readouterr().out
+    assert "nothing is wrong" in printed and "headers of all images read" in printed and "P(sex=age_group)" in printed
+
+
+def test_only_the_first_process_checks(study):
+    parser = ConfigParser({"n_b": 0, "ema": "false", "preflight": {"_target_": "Preflight"}, "go": "$@preflight(1)"})
+    parser.get_parsed_content("go")
+    assert parser.get_parsed_content("ema") is False
+    parser = ConfigParser({"check_only": True, "preflight": {"_target_": "Preflight"}, "go": "$@preflight(1)"})
+    with pytest.raises(SystemExit):
+        parser.get_parsed_content("go")
+
+
+def test_outside_of_a_config_and_wrong_settings():
+    with pytest.raises(RuntimeError, match="called by an expression of a config"):
+        Preflight()()
+    with pytest.raises(ValueError, match="seconds and decode of 0 or more, got -1 and 8"):
+        Preflight(seconds=-1)
+
+
+def test_every_bundle_declares_it_alike():
+    for root in bundle_folders().values():
+        configs = {
+            name: json.loads((root / f"configs/{name}.json").read_text())
+            for name in ("train", "multi_gpu_train", "evaluate")
+        }
+        train = configs["train"]
+        assert (
+            train["check_only"] is False
+            and train["image_root"] is None
+            and train["preflight"] == {"_target_": "Preflight"}
+        )
+        steps = train["initialize"]
+        assert steps[1] == "$@preflight()" and "set_determinism" in steps[2]
+        assert configs["multi_gpu_train"]["initialize"][1] == "$@preflight(@rank)"
+        assert configs["evaluate"]["preflight#checkpoint"] == "@ckpt"
+        missing = {name for name in train["settings"] if name in RULES} - {*train}
+        assert not missing
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=6),
+    st.lists(st.one_of(st.floats(), st.text(max_size=3)), max_size=4),
+    st.dictionaries(st.text(max_size=5), st.one_of(st.integers(), st.text(max_size=3)), max_size=3),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(name=st.sampled_from(sorted(RULES)), value=VALUES)
+def test_any_value_is_right_or_refused_by_name(name, value):
+    for error in option_problems(**{name: value}):
+        assert str(error).startswith(name) and str(error).endswith(f"got {value!r}.")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["lambda_mi", "feature_dim", "learning_rate", "subset_sizes", "image_column"]), data=st.data()
+)
+def test_a_slip_of_the_finger_is_told_with_the_name_that_was_meant(tmp_path, name, data):
+    place = data.draw(st.integers(1, len(name) - 2))
+    letter = data.draw(st.sampled_from("abcxyz"))
+    slip = name[:place] + letter + name[place + data.draw(st.sampled_from([0, 1])) :]
+    if slip == name:
+        return
+    problems = check(tmp_path / "absent", **{slip: 1})
+    assert any(text == f"nothing uses the option {slip!r}: did you mean {name!r}?" for text in told(problems)), told(
+        problems
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 2000), kind=st.sampled_from(["png", "jpg", "nii", "nii.gz", "dcm"]))
+def test_no_truncation_passes_that_the_decoder_refuses(tmp_path_factory, cut, kind):
+    folder = tmp_path_factory.mktemp("cut")
+    whole = folder / f"whole.{kind}"
+    WRITERS[kind](whole)
+    content = whole.read_bytes()
+    part = folder / f"part.{kind}"
+    part.write_bytes(content[: cut % len(content)])
+    transform = monai_mimmx.transforms.LoadGrayscaled("image")
+    try:
+        transform({"image": str(part)})
+    except Exception:
+        assert not monai_mimmx.data.headers.looks_whole(part)
+    shutil.rmtree(folder)
+
+
+def test_names_of_tasks_do_no_harm(study):
+    """Neither in a check nor in a path: a name is a text like any other."""
+    hostile = "<script>alert(1)</script>/../../x"
+    parser = check(study, tasks=rule(name=hostile))
+    assert not told(parser) and parser.get_parsed_content("task_names")[1] == hostile
+    assert not [path for path in Path(study.parent).rglob("*") if "script" in path.name]
