@@ -127,7 +127,11 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
             if (name, agreement, run["seed"]) not in own
         ]
     if not rows:
-        raise FileNotFoundError(f"there is no finished run below {folder}")
+        alone = any(True for _ in Path(folder).rglob("metrics.json"))
+        told = (
+            ": compare, called as with --list but without it, takes in what single commands finished" if alone else ""
+        )
+        raise FileNotFoundError(f"there is no finished run of a comparison below {folder}{told}")
     return sorted(rows, key=lambda row: (_place(row["name"]), row["agreement"] or 0, row["seed"]))
 
 

@@ -293,7 +293,7 @@ def test_wrong_arguments_are_told(bundle, capsys, tmp_path):
         (["compare", "--bundle", str(tmp_path / "none"), "--output_dir", "x"], "there is no .*none/configs/train.json"),
         (["compare", "--bundle", str(bundle), "--output_dir", "x", "--methods", "magic"], "got 'magic'"),
         (["compare", "--bundle", str(bundle), "--output_dir", "x", "--", "--epochs"], "pairs of --key value"),
-        (["report", str(tmp_path / "nothing")], "no finished run"),
+        (["report", str(tmp_path / "nothing")], "no finished run of a comparison below .*nothing$"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
