@@ -373,7 +373,7 @@ def notes(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, An
     done = [row for row in rows if "error" not in row]
     sizes: dict[str, list[str]] = {}
     for row in done:
-        sizes.setdefault(_size(row), []).append(row["name"])
+        sizes.setdefault(_size(row), []).append(row_title(row))
     told = []
     for size, names in sizes.items():
         which = "" if len(sizes) == 1 else f" ({', '.join(dict.fromkeys(names))})"
