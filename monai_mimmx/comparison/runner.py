@@ -177,9 +177,10 @@ def plan_runs(
             command += [f"--{key}", value if isinstance(value, str) else repr(value)]
         return PlannedRun(name, seed, folder, given, tuple(command))
 
+    groups = _same_settings(files, methods, options or {})
     runs = []
     for seed in seeds:
-        for names in same_settings(files, methods, options or {}):
+        for names in groups:
             for agreement in agreements or (None,):
                 same = [planned(name, seed, agreement) for name in names]
                 run = next((run for run in same if run.is_finished), same[0])
@@ -187,7 +188,7 @@ def plan_runs(
     return runs
 
 
-def same_settings(
+def _same_settings(
     files: Sequence[Path], methods: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]
 ) -> list[list[str]]:
     """

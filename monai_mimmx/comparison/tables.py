@@ -127,7 +127,11 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
             if (name, agreement, run["seed"]) not in own
         ]
     if not rows:
-        raise FileNotFoundError(f"there is no finished run below {folder}")
+        alone = any(True for _ in Path(folder).rglob("metrics.json"))
+        told = (
+            ": compare, called as with --list but without it, takes in what single commands finished" if alone else ""
+        )
+        raise FileNotFoundError(f"there is no finished run of a comparison below {folder}{told}")
     return sorted(rows, key=lambda row: (_place(row["name"]), row["agreement"] or 0, row["seed"]))
 
 
@@ -369,7 +373,7 @@ def notes(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, An
     done = [row for row in rows if "error" not in row]
     sizes: dict[str, list[str]] = {}
     for row in done:
-        sizes.setdefault(_size(row), []).append(row["name"])
+        sizes.setdefault(_size(row), []).append(row_title(row))
     told = []
     for size, names in sizes.items():
         which = "" if len(sizes) == 1 else f" ({', '.join(dict.fromkeys(names))})"

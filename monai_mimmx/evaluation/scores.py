@@ -291,7 +291,11 @@ def gap_interval(
         ValueError: where no row of a set has the label.
 
     Example:
-        >>> low, high = gap_interval(val, inv)  # doctest: +SKIP
+        >>> logits, parts = [[1, 0, 1, 0]] * 40, (np.zeros((40, 2, 1)), np.ones((40, 1)), ["age", "sex"], [2, 2], range(40))
+        >>> val, inv = (Predictions(logits, [[0, 0]] * n + [[1, 0]] * (40 - n), *parts) for n in (40, 10))
+        >>> low, high = gap_interval(val, inv)
+        >>> low < drop_val_inv(val, inv) == 0.75 < high
+        True
     """
     both = val.join(inv)
     group = np.where(both.labels[:, task] >= 0, np.arange(len(both)) >= len(val), -1).astype(int)

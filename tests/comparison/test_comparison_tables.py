@@ -52,6 +52,8 @@ def test_agreements_are_rows_of_their_own():
     rows = [row("a", 0, 0.5) | {"agreement": 0.9}, row("a", 0, 0.7) | {"agreement": 0.6}]
     assert [summary["agreement"] for summary in summarise(rows)] == [0.9, 0.6]
     assert "| a @ 0.9 |" in format_tables(rows) and "| a @ 0.6 |" in format_tables(rows)
+    sized = [row | {"n": {"train": size, "val": 10}} for row, size in zip(rows, (100, 300), strict=True)]
+    assert "Measured (a @ 0.9): 100 of them to train" in format_tables(sized)
 
 
 def test_nothing_finished():

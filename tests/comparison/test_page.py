@@ -191,6 +191,14 @@ def test_rows_that_are_not_whole_are_named(tmp_path, capsys):
     assert "rows.json is not whole: Expecting" in capsys.readouterr().err
 
 
+def test_runs_of_single_commands_are_not_overlooked(folder, capsys):
+    for path in folder.rglob("run.json"):
+        path.unlink()
+    with pytest.raises(SystemExit):
+        main(["report", str(folder)])
+    assert "no finished run of a comparison below" in (told := capsys.readouterr().err) and "takes in what" in told
+
+
 def test_metrics_of_something_else_are_a_failed_run(folder):
     (folder / "mimmx/seed_0/metrics.json").write_text('{"accuracy": 1.0}')
     write_comparison(folder)

@@ -130,7 +130,7 @@ def test_a_killed_comparison_goes_on_without_starting_its_orphan_again(bundle):
     parent.kill()
     parent.wait()
     assert execute_runs(made, progress=False, report=lambda line: None)["elsewhere"] == 1
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # a busy machine is slow to start a process
     while not made[0].is_finished and time.monotonic() < deadline:
         time.sleep(0.2)
     assert execute_runs(made, progress=False)["skipped"] == 1
@@ -293,7 +293,7 @@ def test_wrong_arguments_are_told(bundle, capsys, tmp_path):
         (["compare", "--bundle", str(tmp_path / "none"), "--output_dir", "x"], "there is no .*none/configs/train.json"),
         (["compare", "--bundle", str(bundle), "--output_dir", "x", "--methods", "magic"], "got 'magic'"),
         (["compare", "--bundle", str(bundle), "--output_dir", "x", "--", "--epochs"], "pairs of --key value"),
-        (["report", str(tmp_path / "nothing")], "no finished run"),
+        (["report", str(tmp_path / "nothing")], "no finished run of a comparison below .*nothing$"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
