@@ -5,6 +5,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import torch
 from ignite.engine import Events
 from runs import BUNDLES, ROOT, options, train, workflow
 
-from monai_mimmx.data import CachedImages
+from monai_mimmx.data import CachedImages, EncodedBatches
 from monai_mimmx.errors import root_cause
 from monai_mimmx.evaluation import ExperimentEvaluation
 from monai_mimmx.handlers import latest_checkpoint
@@ -76,6 +77,24 @@ def test_a_checkpoint_that_cannot_be_written_stops_with_the_cause(fault, folders
     assert not (tmp_path / "stopped/metrics.json").exists()
     train("brain_age", folders, tmp_path / "stopped", resume=True, **more)
     assert results(tmp_path / "stopped") == results(tmp_path / "whole")
+
+
+def test_a_loss_that_turns_nan_in_the_refinement_names_images_and_checkpoint(folders, tmp_path, monkeypatch):
+    get = EncodedBatches.__getitems__
+
+    def spoilt(self, rows):
+        batch = get(self, rows)
+        batch["image"][1] = float("nan")
+        return batch
+
+    monkeypatch.setattr(EncodedBatches, "__getitems__", spoilt)
+    with pytest.raises(RuntimeError) as caught:
+        train("pleural_effusion_natural", folders, tmp_path, epochs=1)
+    message = str(root_cause(caught.value))
+    assert message.startswith("the loss is nan in epoch 1, iteration 1; training stops before this step.")
+    found = re.search(r"That is epoch 2 of the run\. Images of this batch, the most extreme first: (.*?), ", message)
+    assert Path(found[1]).is_file()
+    assert f"The last checkpoint is {tmp_path}/models/state_checkpoint_epoch=1.pt, from which" in message
 
 
 def test_the_last_epoch_is_validated_and_saved_whatever_the_interval(folders, tmp_path):
