@@ -105,6 +105,9 @@ class EpochRecorder:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.after + engine.state.epoch == 1:
                 self.path.write_text("", encoding="utf-8")
+            with self.path.open("ab+") as file:  # a line that a killed training left unfinished spoils no other
+                if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+                    file.write(b"\n")
         self._sums, self._count, self._started = {}, 0, time.perf_counter()
         self._validated = 0
 

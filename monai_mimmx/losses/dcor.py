@@ -14,10 +14,11 @@ def within_squares(values: Tensor, dim: tuple[int, ...] = (0, 1)) -> Tensor:
     """
     Values `(B, D)` whose squares are finite: those beyond 2^50 bring all along `dim` down with them, infinite ones give NaN.
 
-    For measures that do not depend on the scale. Ordinary values are multiplied by exactly 1.
+    For measures that do not depend on the scale. Ordinary values are returned as they are: one more step of the graph, even
+    a factor of 1, would change the order in which gradients are summed.
     """
-    limit = 2.0**50
-    return values * (limit / values.detach().abs().amax(dim, keepdim=True).clamp(min=limit))
+    limit, largest = 2.0**50, values.detach().abs().amax(dim, keepdim=True)
+    return values * (limit / largest.clamp(min=limit)) if bool((largest > limit).any()) else values
 
 
 def _centred_distances(x: Tensor) -> Tensor:

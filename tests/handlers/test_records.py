@@ -134,6 +134,19 @@ def test_a_resumed_training_keeps_the_rows(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("torn", ['{"epoch": 2, "lo', "", '{"epoch": 2, "loss_y": 9.0}'])
+def test_a_resumed_training_does_not_write_on_a_torn_line(tmp_path, torn):
+    state = run(tmp_path / "h.jsonl", [1.0] * 2, 1).state_dict()
+    with (tmp_path / "h.jsonl").open("a") as file:
+        file.write(torn)
+    run(tmp_path / "h.jsonl", [2.0] * 6, 3, before=state | {"max_epochs": 3})
+    assert [(row["epoch"], row["loss_y"]) for row in read_history(tmp_path / "h.jsonl")] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 2.0),
+    ]
+
+
 def test_decollated_outputs(tmp_path):
     # One dictionary per sample, with the batch's scalars as numbers in each.
     engine = Engine(

@@ -1,0 +1,263 @@
+# Copyright (c) monai_mimmx contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What a training must survive or be exact in: full disks, workers, seeds, interrupts, long runs, odd paths."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from ignite.engine import Events
+from runs import BUNDLES, ROOT, options, train, workflow
+
+from monai_mimmx.data import CachedImages, EncodedBatches
+from monai_mimmx.errors import root_cause
+from monai_mimmx.evaluation import ExperimentEvaluation
+from monai_mimmx.handlers import latest_checkpoint
+
+EPOCHS = int(os.environ.get("MIMMX_EPOCHS", "24"))
+"""Of the long run; 200 where there is time."""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take longer than all the rest of a tiny run."""
+    monkeypatch.setattr(ExperimentEvaluation, "_figures", lambda *args: {})
+
+
+def results(output):
+    """Figures and weights of a run, without what is different by nature."""
+    metrics = json.loads((output / "metrics.json").read_text())
+    del metrics["seconds"], metrics["config"]["output_dir"]
+    model = torch.load(output / "models/model.pt", weights_only=True)
+    return metrics, {name: value.tolist() for name, value in model.items()}
+
+
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+def test_a_checkpoint_that_cannot_be_written_stops_with_the_cause(fault, folders, tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource", reason="Windows has no such limits")
+    more = {"epochs": 3, "method": "baseline", "tensorboard": False}
+    train("brain_age", folders, tmp_path / "whole", **more)
+    given = options("brain_age", folders, tmp_path / "stopped", **more)
+    made = workflow("brain_age", "train", **given)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    replace = os.replace
+
+    def refuse(source, target):
+        raise OSError(errno.EROFS, "Read-only file system", str(target))
+
+    def strike(engine):
+        if engine.state.epoch == 2 and fault == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        elif engine.state.epoch == 2:
+            monkeypatch.setattr(os, "replace", refuse)
+
+    made.parser.get_parsed_content("train#trainer").add_event_handler(Events.EPOCH_STARTED, strike)
+    try:
+        with pytest.raises(RuntimeError) as caught:
+            made.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        monkeypatch.setattr(os, "replace", replace)
+    cause = root_cause(caught.value)
+    reason = {"full": "File too large", "read-only": "Read-only file system"}[fault]
+    assert type(cause) is OSError and str(cause).startswith(f"cannot save {tmp_path}/stopped/models/")
+    assert f"{reason}; a file saved there before is unharmed" in str(cause)
+    saved = latest_checkpoint(tmp_path / "stopped/models")
+    assert saved.endswith("epoch=1.pt") and torch.load(saved, weights_only=True)["trainer"]["iteration"] > 0
+    assert torch.load(tmp_path / "stopped/models/model.pt", weights_only=True)
+    assert not (tmp_path / "stopped/metrics.json").exists()
+    train("brain_age", folders, tmp_path / "stopped", resume=True, **more)
+    assert results(tmp_path / "stopped") == results(tmp_path / "whole")
+
+
+def test_a_loss_that_turns_nan_in_the_refinement_names_images_and_checkpoint(folders, tmp_path, monkeypatch):
+    get = EncodedBatches.__getitems__
+
+    def spoilt(self, rows):
+        batch = get(self, rows)
+        batch["image"][1] = float("nan")
+        return batch
+
+    monkeypatch.setattr(EncodedBatches, "__getitems__", spoilt)
+    with pytest.raises(RuntimeError) as caught:
+        train("pleural_effusion_natural", folders, tmp_path, epochs=1)
+    message = str(root_cause(caught.value))
+    assert message.startswith("the loss is nan in epoch 1, iteration 1; training stops before this step.")
+    found = re.search(r"That is epoch 2 of the run\. Images of this batch, the most extreme first: (.*?), ", message)
+    assert Path(found[1]).is_file()
+    assert f"The last checkpoint is {tmp_path}/models/state_checkpoint_epoch=1.pt, from which" in message
+
+
+def test_the_last_epoch_is_validated_and_saved_whatever_the_interval(folders, tmp_path):
+    train("brain_age", folders, tmp_path, epochs=3, val_interval=2, method="baseline")
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows if "select_robust" in row] == [2, 3]
+    assert sorted(path.name[-10:] for path in tmp_path.glob("models/state*")) == ["epoch=2.pt", "epoch=3.pt"]
+
+
+def test_workers_change_nothing(folders, tmp_path):
+    for workers in (0, 2):
+        train("pleural_effusion_natural", folders, tmp_path / str(workers), epochs=1, num_workers=workers)
+    assert results(tmp_path / "0") == results(tmp_path / "2")
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_the_network_is_built_after_seeding(bundle, folders, tmp_path):
+    """Its first weights are those of the seed, whatever was drawn before."""
+
+    def first_weights(seed):
+        torch.rand(7)
+        given = options(bundle, folders, tmp_path, seed=seed)
+        parser = workflow(bundle, "train", **given).parser
+        parts = [parser.get_parsed_content("network"), parser.get_parsed_content("dependence")]
+        return [value.flatten().tolist() for part in parts for value in part.state_dict().values()]
+
+    first = first_weights(0)
+    assert str(first_weights(0)) == str(first) and str(first_weights(1)) != str(first)
+
+
+@pytest.mark.parametrize(
+    ("bundle", "method"), [("brain_age", "mimmx"), ("brain_age", "dfr"), ("pleural_effusion_natural", "mimmx")]
+)
+def test_nothing_but_train_and_select_is_read_before_the_evaluation(bundle, method, folders, tmp_path, monkeypatch):
+    read, evaluating = set(), []
+    get, evaluate = CachedImages.__getitems__, ExperimentEvaluation.__call__
+    given = options(bundle, folders, tmp_path, method=method, epochs=1, agreement=0.6 if method == "dfr" else 0.9)
+    if bundle != "brain_age":
+        del given["agreement"]
+    made = workflow(bundle, "train", **given)
+    names = {id(data): name for name, data in made.parser.get_parsed_content("images").items()}
+
+    def watched(self, rows):
+        read.add(names[id(self)])
+        if not evaluating and names[id(self)] not in ("train", "select"):
+            raise PermissionError(f"{names[id(self)]} is read before the evaluation")
+        return get(self, rows)
+
+    def note(self):
+        evaluating.append(set(read))
+        return evaluate(self)
+
+    monkeypatch.setattr(CachedImages, "__getitems__", watched)
+    monkeypatch.setattr(ExperimentEvaluation, "__call__", note)
+    made.run()
+    assert evaluating == [{"train", "select"}] and read == {"train", "select", "probe", "val", "inv", "bal"}
+    frames = {name: data.frame for name, data in made.parser.get_parsed_content("images").items()}
+    assert not set(frames["probe"]["subject"]) & set(frames["bal"]["subject"])
+
+
+@pytest.mark.parametrize("bundle", ["brain_age", "pleural_effusion_natural"])
+def test_paths_with_spaces_and_letters_beyond_ascii(bundle, tmp_path, monkeypatch):
+    """Working folder, the bundle's copy, data and output: a whole run, an evaluation, an inference."""
+    place = tmp_path / "Ärzte & Bilder (neu)" / "ça marche 画像"
+    shutil.copytree(ROOT / bundle, place / bundle, ignore=shutil.ignore_patterns("data", "output", "models"))
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("runs.ROOT", Path())
+    given = options(bundle, Path("Daten öffentlich"), Path("Ausgabe 1"), bundle_root=bundle)
+    workflow(bundle, "train", **given).run()
+    metrics = json.loads(Path("Ausgabe 1/metrics.json").read_text())
+    workflow(bundle, "train", "evaluate", **given | {"ckpt": "Ausgabe 1/models/model.pt"}).run()
+    assert json.loads(Path("Ausgabe 1/metrics.json").read_text())["accuracy"] == metrics["accuracy"]
+    image = next(path for path in Path("Daten öffentlich").rglob("*") if path.suffix in (".nii", ".jpg", ".png"))
+    network = {key: value for key, value in given.items() if key.startswith("network_def")}
+    asked = {"images": [str(image)], "output_dir": "Ausgabe 1", "image_size": 32, "device": "cpu"}
+    workflow(bundle, "inference", workflow_type="infer", bundle_root=bundle, **asked, **network).run()
+    assert str(image) in Path("Ausgabe 1/predictions.csv").read_text(encoding="utf-8")
+
+
+def test_a_checkpoint_that_does_not_fit_is_told_by_inference(folders, tmp_path):
+    made = workflow("brain_age", "train", **options("brain_age", folders, tmp_path))
+    torch.save(made.parser.get_parsed_content("network").state_dict(), tmp_path / "model.pt")
+    made.parser.get_parsed_content("images")
+    image = next((folders / "brain_age/cohort").rglob("*.nii"))
+    asked = {"images": [str(image)], "output_dir": str(tmp_path), "image_size": 32, "device": "cpu"}
+    asked |= {"bundle_root": str(ROOT / "brain_age"), "network_def#encoder#strides": [2, 2, 2, 1]}
+    for ckpt, error, message in (
+        ("model.pt", ValueError, "model.pt does not fit the network; was it trained with the same tasks, feature_dim"),
+        (
+            "absent.pt",
+            FileNotFoundError,
+            "there is no checkpoint .*absent.pt; train first, or name another with --ckpt",
+        ),
+    ):
+        given = asked | {"ckpt": str(tmp_path / ckpt), "feature_dim": 7}
+        with pytest.raises(Exception) as caught:
+            workflow("brain_age", "inference", workflow_type="infer", **given).run()
+        with pytest.raises(error, match=message):
+            raise root_cause(caught.value)
+
+
+def processes_of(group):
+    """The living processes of a process group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, number = path.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(number) == group and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells its processes so")
+@pytest.mark.parametrize("whom", ["the group, as Ctrl-C does", "the main process only"])
+def test_an_interrupt_leaves_no_process_behind(whom, folders, tmp_path):
+    given = options("brain_age", folders, tmp_path / "output", epochs=1000, num_workers=8, method="baseline")
+    workflow("brain_age", "train", **given).parser.get_parsed_content("images")
+    command = [sys.executable, "-m", "monai.bundle", "run"]
+    command += ["--config_file", str(ROOT / "brain_age/configs/train.json")]
+    command += [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    path = os.pathsep.join([str(ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log").open("w") as log:
+        main = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        saved, deadline = tmp_path / "output/models", time.monotonic() + 120
+        while not (list(saved.glob("state*.pt")) and len(processes_of(main.pid)) > 4):
+            assert main.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.02)
+        if whom.startswith("the group"):
+            os.killpg(main.pid, signal.SIGINT)
+        else:
+            main.send_signal(signal.SIGINT)
+        assert main.wait(60) != 0
+        deadline = time.monotonic() + 10
+        while processes_of(main.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert processes_of(main.pid) == []
+        assert "KeyboardInterrupt" in (tmp_path / "log").read_text()
+    finally:
+        if left := processes_of(main.pid):
+            os.killpg(main.pid, signal.SIGKILL)
+            print(f"killed {left}")
+    assert latest_checkpoint(tmp_path / "output/models") is not None
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells its memory so")
+def test_memory_and_open_files_stay_constant(folders, tmp_path):
+    made = workflow("brain_age", "train", **options("brain_age", folders, tmp_path, epochs=EPOCHS))
+    trainer, memory, files = made.parser.get_parsed_content("train#trainer"), [], []
+
+    def measure():
+        memory.append(int(Path("/proc/self/statm").read_text().split()[1]))
+        files.append(len(os.listdir("/proc/self/fd")))
+
+    made.parser.get_parsed_content("checkpoint").attach(trainer)
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, measure)
+    trainer.run()
+    warm = EPOCHS // 3
+    print(
+        f"{EPOCHS} epochs: pages {memory[0]}, {memory[warm]} after {warm}, {memory[-1]}; files {files[warm]}, {files[-1]}"
+    )
+    assert len(memory) == EPOCHS and max(memory[warm:]) < 1.05 * memory[warm]
+    assert max(files[warm:]) <= files[warm]
