@@ -115,7 +115,8 @@ def measure_cost(sizes: tuple[tuple[int, int], ...], repeats: int = 5) -> list[d
         row |= {f"{form}_milliseconds": 1000 * value for form, value in each.items()}
         for form in forms[:-1] if fits else ():
             row[f"{form}_times_cheaper"] = each["literature"] / each[form]
-        row |= {f"{form}_megabytes": peak_megabytes(make_update, form, batch, factors=factors) for form in forms}
+        for form in ("bundles", "literature") if fits else ("bundles",):
+            row[f"{form}_megabytes"] = peak_megabytes(make_update, form, batch, factors=factors)
         rows.append(row)
     return rows
 
@@ -141,6 +142,6 @@ def measure_estimates(correlations: tuple[float, ...], batch: int, updates: int,
 def measure(quick: bool = False) -> dict[str, list[dict[str, Any]]]:
     """All rows; ``quick``: sizes that only show that it runs."""
     if quick:
-        return {"cost": measure_cost(((20, 1), (10, 2)), 1), "estimates": measure_estimates((0.3,), 20, 10, 1)}
+        return {"cost": measure_cost(((10, 2),), 1), "estimates": measure_estimates((0.3,), 20, 10, 1)}
     sizes = ((50, 1), (50, 2), (50, 4), (50, 8), (150, 1), (300, 1), (600, 1), (1000, 1))
     return {"cost": measure_cost(sizes), "estimates": measure_estimates((0.5, 0.9, 0.99), 50, 500, 3)}
