@@ -5,9 +5,9 @@ One update of the mutual information estimate, forward and backward, against the
 
 That form concatenates all B x B pairs of the batch and passes them through a network of three layers of 400 units with
 batch normalization; it is written here from that description. Ours pairs each sample with K others after a separable
-first layer: 4 in the bundles, 16 by default; 32 are measured too. First time and peak memory by batch size and by number of factors, each
-with an estimator of its own; then what all estimate on correlated Gaussians, after as many updates at one learning rate
-on the same data: mean and standard deviation of the last fifth of the estimates.
+first layer: 4 in the bundles, 16 by default; 32 are measured too. First time and peak memory by batch size and by number
+of factors, each with an estimator of its own; then what all estimate on correlated Gaussians, after as many updates at
+one learning rate on the same data: mean error and standard deviation of the last fifth of the estimates.
 """
 
 from __future__ import annotations
