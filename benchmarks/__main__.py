@@ -88,7 +88,7 @@ def _mine_update(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
             ours += (
                 f"; the literature's form {_cell(row['literature_milliseconds'])} ms, "
                 f"{_cell(row['literature_megabytes'])} MB: {_cell(row['bundles_times_cheaper'])} times as dear "
-                f"({_cell(row['default_times_cheaper'])} with 16 negatives, {_cell(row['many_times_cheaper'])} with 64)"
+                f"({_cell(row['default_times_cheaper'])} with 16 negatives, {_cell(row['many_times_cheaper'])} with 32)"
             )
         lines.append([what, ours])
     for row in groups["estimates"]:
@@ -97,7 +97,7 @@ def _mine_update(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
             for form, name in (
                 ("bundles", "4 negatives"),
                 ("default", "16"),
-                ("many", "64"),
+                ("many", "32"),
                 ("literature", "literature"),
             )
         )
@@ -116,8 +116,8 @@ def _epoch(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
         [
             f"Epoch of `brain_age`, {names[row['training']]}",
             f"{_cell(row['times_baseline'])} x baseline, {_cell(row['images_per_second'])} images/s, "
-            f"{100 * row['share_outside_encoder_and_estimator']:.0f} % outside encoder and estimator, "
-            f"{_cell(row['peak_megabytes'])} MB",
+            f"{100 * row['share_outside_encoder_and_estimator']:.0f} % outside encoder and estimator"
+            + (f", {_cell(row['peak_megabytes'])} MB" if "peak_megabytes" in row else ""),
         ]
         for row in groups["epoch"]
     ]

@@ -263,10 +263,25 @@ def test_every_method_runs(method, folders, tmp_path):
         {"sampling": "correlated", "conditional": True, "estimator": "joint"},
         {"caw": "terms", "feature_batches": 0, "ema": False},
         {"caw": False, "dls": False, "detach_z": False},
+        # Without a compiler; tests/engines/test_trainer.py compares what the switches give.
+        {"amp": True, "channels_last": True, "compile": True, "train#trainer#compile_kwargs": {"backend": "eager"}},
     ],
 )
 def test_options_run(more, folders, tmp_path):
     assert train("brain_age", folders, tmp_path, epochs=1, n_b=2, **more)["epochs"] == 1
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_the_switches_for_speed_reach_the_training(bundle):
+    train = json.loads((ROOT / bundle / "configs/train.json").read_text())
+    trainer = train["train"]["trainer"]
+    assert train["compile"] is False and trainer["compile"] == "@compile" and trainer["amp"] == "@amp"
+    assert "@channels_last" in train["network"]
+    several = json.loads((ROOT / bundle / "configs/multi_gpu_train.json").read_text())
+    for steps in (train["initialize"], several["initialize"]):
+        assert sum("reuse_freed_memory" in step for step in steps) == 1
+    parts = [trainer, train["validate"]["evaluator"], *([train["refine"]["dataset"]] if "refine" in train else [])]
+    assert {part["amp_kwargs"] for part in parts} == {"$dict(dtype=getattr(torch, @amp_dtype))"}
 
 
 def test_natural_correlations_are_printed_beside_the_published_ones(folders, tmp_path, capsys):

@@ -43,12 +43,13 @@ def test_a_killed_process_ends_the_other(folders, tmp_path):
                 assert time.monotonic() < until and all(process.poll() is None for process in processes)
                 time.sleep(0.1)
             processes[1].kill()
-            assert processes[0].wait(60) == 1
+            assert processes[0].wait(180) == 1
         finally:
             for process in processes:
                 process.kill()
                 process.wait()
-    assert (tmp_path / "errors").read_text().splitlines()[-1] == (
+    last = (tmp_path / "errors").read_text().splitlines()[-1]
+    assert last.removeprefix("[rank0]: ") == (  # which PyTorch puts before every line
         "RuntimeError: process 0 of 2 stops, because another one has ended or no longer answers: why stands in what that "
         "one printed. What was saved is intact; --resume true goes on from it."
     )

@@ -21,7 +21,7 @@ values = torch.rand(2**24)  # 64 MB
 values + 1
 before = pages()
 for _ in range(5):
-    assert bool((values + 1 == 1 + values).all())
+    values + 1
 print(pages() - before)
 """
 
