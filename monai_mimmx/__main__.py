@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     audit.add_argument("--columns", nargs="+", help="to audit (default: all)")
     audit.add_argument("--image_column", default="image")
+    audit.add_argument("--image_root", help="folder that holds all images (default: the table's)")
     audit.add_argument("--subject_column", help="default: subject; where there is none, each image is one of its own")
     audit.add_argument("--split", help="audit the rows with this value in the column split only")
     audit.add_argument(

@@ -185,12 +185,12 @@ class _Check:
         return cause
 
     def _unused(self) -> None:
-        known = {*self.shipped, *known_options(), *NOT_OPTIONS}
+        known = {*(self.shipped or known_options()), *NOT_OPTIONS}
         used = {reference.split("::")[0] for text in _texts(self.config) for reference in _references(text)}
         for name, value in self.config.items():
             if name in known or name in used or name.startswith("_") or _is_code(value):
                 continue
-            near = difflib.get_close_matches(name, sorted({*self.shipped, *used} or known), 1)
+            near = difflib.get_close_matches(name, sorted(known | used), 1)
             advice = f"did you mean {near[0]!r}?" if near else "see configs/train.json; a note begins with _"
             self.problems.append(ValueError(f"nothing uses the option {name!r}: {advice}"))
 
@@ -309,6 +309,8 @@ class _Check:
         if tasks is None or subsets is None or not {*self.wrong} <= {*self.shipped}:
             return None
         parser = self._trial_parser({"parsed_tasks": tasks, "subsets": subsets})
+        if shape is None and not {"image_size", "spatial_dims"} <= {*self.config}:
+            return None
         if shape is None:
             size, dims = (self._value(name, parser) for name in ("image_size", "spatial_dims"))
             shape = (1, *[size] * dims)

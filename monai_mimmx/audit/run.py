@@ -139,6 +139,7 @@ def audit_classifier(
     output_dir: str | os.PathLike[str],
     columns: Sequence[str] | None = None,
     image_column: str = "image",
+    image_root: str | os.PathLike[str] | None = None,
     subject_column: str | None = None,
     split: str | None = None,
     network: str | None = None,
@@ -161,7 +162,8 @@ def audit_classifier(
         label: what the network predicts, see `attribute_tasks`.
         output_dir: gets `audit.json`, `report.html` and its pictures.
         columns: to audit, see `attribute_tasks`.
-        image_column: column of the image files, absolute or relative to the table.
+        image_column: column of the image files, absolute or relative to `image_root`, which none may lead out of.
+        image_root: folder that holds the images; None: the table's.
         subject_column: column of the subject; by default "subject", and where the table has none, each image is a subject
             of its own.
         split: audit the rows with this value in the column "split" only.
@@ -204,7 +206,13 @@ def audit_classifier(
         return whole[chosen].drop(columns="split"), {f"split is not {split}": int((~chosen).sum())}
 
     frame = read_table(
-        table, tasks, image_column=image_column, subject_column=subjects, prepare=prepare, unmatched="unknown"
+        table,
+        tasks,
+        image_column=image_column,
+        subject_column=subjects,
+        image_root=image_root,
+        prepare=prepare,
+        unmatched="unknown",
     )
     parser = ConfigParser()
     try:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,8 @@ def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any],
     """
     Write `model_card.md`: what the model predicts, what it was trained on, its figures by group, and its limits.
 
-    Every number in it stands in the metrics, as it is or rounded; a gap is in points, an accuracy in per cent.
+    Every number in it stands in the metrics, as it is or rounded; a gap is in points, an accuracy in per cent. Names are
+    text: what looks like an HTML tag is made harmless.
 
     Args:
         folder: where to write; made where it is missing.
@@ -183,5 +185,6 @@ def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any],
     ]
     path = Path(folder) / "model_card.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    write_text(path, re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text))  # Markdown would pass on what looks like a tag
     return path

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from ignite.engine import Events
 from PIL import Image
-from runs import options, train, workflow
+from runs import ROOT, options, train, workflow
 
 from monai_mimmx.data import write_brain_cohort, write_chest_cohort
 from monai_mimmx.errors import Problems, root_cause
@@ -215,6 +215,22 @@ def test_a_third_class_without_a_rule_is_excluded_and_counted(own, folders, tmp_
     rewrite(own, change)
     metrics = train("brain_age", folders, tmp_path / "output", dataset_dir=str(own), epochs=1)
     assert any("dataset" in reason and count > 10 for reason, count in metrics["excluded"].items()), metrics["excluded"]
+
+
+def test_names_of_tasks_and_classes_are_text_wherever_they_go(own, folders, tmp_path):
+    """Into report, card, pictures and TensorBoard they go; into paths and as HTML or mathematics never."""
+    hostile = "<script>alert(1)</script>/../../$x_{ `|`"
+    rewrite(own, lambda t: t.assign(sex=t.sex.replace("male", hostile)))
+    tasks = json.loads((ROOT / "brain_age/configs/train.json").read_text())["tasks"]
+    tasks[1] |= {"name": hostile, "positive": [hostile]}
+    before = {path.name for path in tmp_path.rglob("*")}
+    train("brain_age", folders, tmp_path / "output", dataset_dir=str(own), tasks=tasks, epochs=1, cache_dir=None)
+    told = {name: (tmp_path / "output" / name).read_text() for name in ("report.html", "model_card.md", "metrics.json")}
+    assert "<script" not in told["report.html"] + told["model_card.md"] and "&lt;script" in told["report.html"]
+    assert hostile in json.loads(told["metrics.json"])["task_names"]
+    assert not [
+        path for path in {path.name for path in tmp_path.rglob("*")} - before if "script" in path or "$" in path
+    ]
 
 
 def test_batches_that_lack_a_class_train(folders, tmp_path):

@@ -100,4 +100,6 @@ def test_what_probes_read_stands_beside_chance(tmp_path, read, told):
 def test_few_metrics_are_enough_and_strange_names_keep_the_tables(tmp_path):
     assert "## Limits" in written(tmp_path / "new", {})
     cells = {"train": {EVIL: 3, "a|b\nc": 4}}
-    assert "| a\\|b c | 4 |" in written(tmp_path, whole(cells=cells)).splitlines()
+    card = written(tmp_path, whole(cells=cells))
+    assert "| a\\|b c | 4 |" in card.splitlines()
+    assert "<script" not in card and "&lt;script" in card
