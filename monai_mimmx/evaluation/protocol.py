@@ -263,7 +263,8 @@ def _log(handlers: Sequence[Any], metrics: Mapping[str, Any]) -> None:
     for handler in handlers:
         handler.attach(engine)
     engine.state.epoch = engine.state.max_epochs = metrics["epochs"] or 0
-    engine.state.metrics, engine.state.output = final_scores(metrics), final_table(metrics)
+    engine.state.metrics = final_scores(metrics)
+    engine.state.output = final_table(metrics)  # type: ignore[assignment]
     for event in (Events.STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
         engine.fire_event(event)
 

@@ -142,7 +142,9 @@ class EstimatorCheck:
         if resolvable is None:
             return None
         output: Any = engine.state.output
-        samples = len(output) if isinstance(output, list) else len(output["label"])
+        items = output if isinstance(output, list) else [output]  # one whole batch, or its samples
+        label = items[0]["label"]
+        samples = len(label) if label.ndim > 1 else len(items)
         return float(resolvable(samples * idist.get_world_size()))  # the estimate is that of the joint batch
 
     def _check(self, engine: Engine) -> None:

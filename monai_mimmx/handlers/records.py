@@ -115,7 +115,7 @@ class EpochRecorder:
         self._count += 1
         output: Any = engine.state.output
         if not isinstance(output, list):
-            engine.state.output = output = [output]
+            engine.state.output = output = [output]  # type: ignore[assignment]
         for key, value in output[0].items():
             if isinstance(value, Tensor) and value.ndim == 0:
                 value = value.detach().double()
