@@ -152,6 +152,7 @@ class TestIteration:
         trainer = make_trainer(caw=caw, feature_batches=feature_batches)
         encoder = [p for name, p in trainer.network.named_parameters() if not name.startswith("caw")]
         rest = [*trainer.dependence.parameters(), *(trainer.network.caw.parameters() if caw else [])]
+        estimator = len(list(trainer.dependence.parameters()))
         saved = {}
 
         def copies(parameters):
@@ -164,7 +165,9 @@ class TestIteration:
         @trainer.on(IterationEvents.INNER_ITERATION_COMPLETED)
         def inner(engine):
             assert equal(saved["encoder"], copies(encoder))
-            assert not any(torch.equal(a, b) for a, b in zip(saved["rest"], copies(rest)))
+            # As a whole: a weight whose slope is hardly above 0, such as a query of the weighter, may stay where it is.
+            assert not equal(saved["rest"][:estimator], copies(rest)[:estimator])
+            assert not caw or not equal(saved["rest"][estimator:], copies(rest)[estimator:])
             saved["rest"] = copies(rest)
 
         @trainer.on(IterationEvents.MODEL_COMPLETED)
