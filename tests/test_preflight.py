@@ -340,9 +340,7 @@ TABLES = {
     ),
     "an empty combination": (
         lambda t: t[~((t.split == "train") & (t.age > 57) & (t.sex == "female") & (t.dataset == "NAKO"))],
-        [
-            r"balanced sampling needs rows in every cell, but 1 of 8 have none: \(y=1, sex=0, dataset=0\): use correlated"
-        ],
+        [r"subset 'train' .*: it has 1 row.s., .* since there are none with \(age_group=1, sex=0, dataset=0\)"],
     ),
     "a test set of one class": (
         lambda t: t[(t.split != "test") | (t.age < 51)],

@@ -211,6 +211,13 @@ class CorrelatedSplit:
         """The largest subset of a kind ("correlated", "inverted" or "balanced") that the table allows."""
         return self._plan(labels, kind)[2]
 
+    def empty_cell(self, labels: np.ndarray, kind: str) -> str | None:
+        """The first combination of classes that a subset of this kind needs and the table lacks; None where it has all."""
+        cells, compose, _, describe = self._plan(labels, kind)
+        needed = compose(1_000_000) > 0
+        empty = np.flatnonzero(needed & (np.bincount(cells[cells >= 0], minlength=len(needed)) == 0))
+        return describe(int(empty[0])) if len(empty) else None
+
     def _draw(self, labels: np.ndarray, kind: str, size: int | None) -> np.ndarray:
         cells, compose, largest, describe = self._plan(labels, kind)
         if size is not None and size < 1:
@@ -219,14 +226,13 @@ class CorrelatedSplit:
         needed = compose(size)
         there = np.bincount(cells[cells >= 0], minlength=len(needed))
         if (needed > there).any():
-            cell = int(np.argmax(needed - there))
+            most = int(np.argmax(needed - there))
             raise ValueError(
-                f"{_article(kind)} subset of {size} rows needs {needed[cell]} rows with {describe(cell)}, but the table has "
-                f"{there[cell]}; the largest size possible is {largest}"
+                f"{_article(kind)} subset of {size} rows needs {needed[most]} rows with {describe(most)}, but the table has "
+                f"{there[most]}; the largest size possible is {largest}"
             )
-        if (empty := (compose(1_000_000) > 0) & (there == 0)).any():
-            cell = int(np.flatnonzero(empty)[0])
-            logger.warning("no rows with %s: %s subset has %d rows at most", describe(cell), _article(kind), largest)
+        if (cell := self.empty_cell(labels, kind)) is not None:
+            logger.warning("no rows with %s: %s subset has %d rows at most", cell, _article(kind), largest)
         rng = np.random.default_rng([self.seed, KINDS.index(kind)])
         order = rng.permutation(len(cells))
         order = order[np.argsort(cells[order], kind="stable")]  # grouped by cell, shuffled within
@@ -372,7 +378,7 @@ def make_subsets(
             problems.append(
                 ValueError(
                     f"subset {name!r} (partition {part!r}, {len(rows)} rows): it has {len(picked)} row(s), fewer than "
-                    f"{tasks[0].name!r} has classes, since some combination of classes has no rows"
+                    f"{tasks[0].name!r} has classes, since there are none with {split.empty_cell(labels, kind)}"
                 )
             )
         subsets[name] = rows.iloc[picked].reset_index(drop=True)
