@@ -171,7 +171,7 @@ def test_subsets_that_the_experiments_need(composition, names, agreement, fracti
     # What chance takes from a cell weighs more in a small cohort.
     sizes = {name: int((1.0 if scale == 1 else 0.3) * scale * size) for name, size in SIZES.items()}
     if composition == "natural":
-        sizes["probe"] = 400 if scale == 1 else 1
+        sizes["probe"] = 400 if scale == 1 else 2
     for seed in range(3):
         subsets = make_subsets(frame, _tasks(names), agreement=agreement, sizes=sizes, fractions=fractions, seed=seed)
         assert {name: len(rows) for name, rows in subsets.items()} == sizes
