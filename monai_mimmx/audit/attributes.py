@@ -213,17 +213,21 @@ def _cross_fitted(
 ) -> np.ndarray:
     """One-hot z `(n, count)`, read by probes that were fitted on other subjects, with equal weight for every cell."""
     y, z = labels.T
-    weight = (1 / np.bincount(cells))[cells]
-    weight *= len(weight) / weight.sum()
     read = np.zeros((len(z), count))
     values = values.astype(np.float64)
+    rounding = 1e-9 * np.abs(values).max(axis=0)
     for fit, score in folds:
         # What y alone explains, with every class of z weighing the same within a class of y.
         means = np.stack([values[fit][cells[fit] == cell].mean(axis=0) for cell in range(int(cells.max()) + 1)])
         centre = means.reshape(-1, count, values.shape[1]).mean(axis=1)
+        left = values - centre[y]
+        left[np.abs(left) < rounding] = 0.0  # where y explains all, the probe must not standardise what rounding left
+        # The weights are those of this fold: a class that is frequent in it is rare in the rest, which is scored.
+        weight = (1 / np.bincount(cells[fit]))[cells[fit]]
+        weight *= len(weight) / weight.sum()
         model = make_pipeline(StandardScaler(), PROBES["linear"]())
-        model.fit(values[fit] - centre[y[fit]], z[fit], logisticregression__sample_weight=weight[fit])
-        read[score, model.predict(values[score] - centre[y[score]])] = 1
+        model.fit(left[fit], z[fit], logisticregression__sample_weight=weight)
+        read[score, model.predict(left[score])] = 1
     return read
 
 

@@ -45,6 +45,14 @@ def test_what_the_label_explains_is_no_leak():
     assert found["gap"] == {"value": 0.0, "interval": [0.0, 0.0]} and audit_verdict(found) == "no sign of it"
 
 
+def test_folds_of_uneven_subjects_do_not_read_less_than_chance():
+    """A probe that only knew which class is frequent where it was fitted would be wrong where it is scored."""
+    for seed in range(5):
+        subjects = np.random.default_rng(seed).integers(0, 12, 1000) ** 2  # few, with several images each
+        found = audit(Y, Y + 0.1 * noise(1000), subjects=subjects, seed=seed)["attributes"]["sex"]
+        assert found["predictions"]["value"] == 0.5
+
+
 def test_a_leak_that_the_predictions_do_not_use():
     found = audit(Y, np.stack([Y, Z], axis=1) + 0.1 * noise(1000, 2))["attributes"]["sex"]
     assert found["features"]["value"] == 1 and found["predictions"]["value"] == 0.5
