@@ -143,9 +143,9 @@ def test_nothing_but_train_and_select_is_read_before_the_evaluation(bundle, meth
             raise PermissionError(f"{names[id(self)]} is read before the evaluation")
         return get(self, rows)
 
-    def note(self):
+    def note(self, handlers=()):
         evaluating.append(set(read))
-        return evaluate(self)
+        return evaluate(self, handlers)
 
     monkeypatch.setattr(CachedImages, "__getitems__", watched)
     monkeypatch.setattr(ExperimentEvaluation, "__call__", note)
