@@ -45,11 +45,15 @@ def _at_least(low: int, *, whole: bool = True) -> Rule:
     return _number(f"{low} or more", lambda value: value >= low, whole=whole)
 
 
-def _one_of(*values: Any) -> Rule:
+def _one_of(*values: Any, numbers: bool = False) -> Rule:
     listed = ", ".join(map(repr, values))
     text = f"be one of {listed}" if len(values) > 4 else f"be {' or '.join(listed.rsplit(', ', 1))}"
-    # 1 is no True here, and a text no number.
-    return lambda value: None if any(type(value) is type(known) and value == known for known in values) else text
+    # 1 is no True here, unless a command line may give it for one, and a text no number.
+    return lambda value: (
+        None
+        if any((type(value) is type(known) or (numbers and value in (0, 1))) and value == known for known in values)
+        else text
+    )
 
 
 def _text(value: Any) -> str | None:
@@ -107,7 +111,7 @@ RULES: dict[str, Rule] = {
     "method": _one_of(*METHODS),
     "sampling": _one_of("correlated", "balanced"),
     "estimator": _one_of("per_factor", "joint"),
-    "caw": _one_of(True, False, "features", "terms"),
+    "caw": _one_of(True, False, "features", "terms", numbers=True),
     "uncertain": _one_of("exclude", "zero", "one"),
     "blank": _one_of("no_finding", "zero", "exclude"),
     **dict.fromkeys(

@@ -143,7 +143,7 @@ def final_table(metrics: Mapping[str, Any]) -> str:
     Example:
         >>> print(final_table({"accuracy": {"val": {"y": 0.9}, "inv": {"y": 0.7}}}))
         | accuracy (%) | Val | Inv |
-        | --- | --- | --- |
+        | --- | ---: | ---: |
         | y | 90.0 | 70.0 |
     """
     return "\n\n".join([*_scores(metrics), *_probes(metrics)])
