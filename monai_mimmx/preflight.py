@@ -166,7 +166,7 @@ class _Check:
         if self.settings.checkpoint is not None:
             self._checkpoint(trial, self.settings.checkpoint)
         elif values.get("resume") is True and (latest := self._value("resume_checkpoint")):
-            self._checkpoint(trial, Path(latest))
+            self._resumed(trial, Path(latest))
 
     def _value(self, name: str, parser: ConfigParser | None = None) -> Any:
         """What an id evaluates to; None, and one more problem, where it fails."""
@@ -351,6 +351,20 @@ class _Check:
                 self.lines.append(f"the checkpoint {path}")
         except (OSError, ValueError) as error:
             self.problems.append(error)
+
+    def _resumed(self, parser: ConfigParser | None, path: Path) -> None:
+        """Whether the checkpoint to go on from is of the same training, and fits the network."""
+        if parser is not None and not self.wrong and "state#identity" in parser:
+            stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            try:
+                parser.get_parsed_content("state#identity").load_state_dict(stored["identity"])
+            except KeyError:
+                self.problems.append(ValueError(f"{path} does not tell of which training it is: train without --resume"))
+                return
+            except ValueError as error:
+                self.problems.append(ValueError(f"{path}: {error}"))
+                return
+        self._checkpoint(parser, path)
 
 
 def _first_line(error: BaseException) -> str:

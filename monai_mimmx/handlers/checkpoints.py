@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import random
@@ -15,6 +17,7 @@ from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
+import pandas as pd
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
@@ -27,6 +30,7 @@ __all__ = [
     "AtomicCheckpointSaver",
     "EpochValidationHandler",
     "RandomStates",
+    "TrainingIdentity",
     "best_so_far",
     "latest_checkpoint",
     "training_state",
@@ -206,6 +210,83 @@ class RandomStates:
             torch.cuda.set_rng_state_all([state.cpu() for state in state_dict["cuda"]])
         for generator, state in zip(self.generators, state_dict["generators"], strict=True):
             generator.set_state(state.cpu())
+
+
+class TrainingIdentity:
+    """
+    What makes a training the one that it is: saved with its state, it refuses to go on from that of another.
+
+    An `output_dir` may hold what an earlier training left, of another method, say, or of a table that changed since.
+
+    Args:
+        settings: option to value, as JSON can hold them. Those in ``free`` may change from start to end.
+        subsets: of :func:`~monai_mimmx.data.make_subsets`; what is trained and selected on is compared by subjects and
+            labels, in their order, wherever the images lie.
+        task_names: the columns of the labels.
+        free: where it runs and where it writes, and for how long.
+
+    Raises:
+        ValueError: when it loads the state of another training, with everything that differs.
+
+    Example:
+        >>> TrainingIdentity({"n_b": 6}, {}, ["sick"]).load_state_dict(TrainingIdentity({"n_b": 5}, {}, ["sick"]).state_dict())
+        Traceback (most recent call last):
+            ...
+        ValueError: the checkpoint is of a training with other settings: n_b was 5 and is 6. Go on with ...
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        subsets: Mapping[str, pd.DataFrame],
+        task_names: Sequence[str],
+        free: Sequence[str] = ("amp", "dataset_dir", "device", "epochs", "output_dir", "refine_epochs"),
+    ) -> None:
+        self.settings = {name: value for name, value in settings.items() if name not in free}
+        self.subsets = {name: subsets[name] for name in ("train", "select") if name in subsets}
+        self.task_names = list(task_names)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Settings, tasks, and a digest of each subset."""
+        return {
+            "settings": json.loads(json.dumps(self.settings)),
+            "tasks": self.task_names,
+            "subsets": {name: self._digest(frame) for name, frame in self.subsets.items()},
+        }
+
+    def _digest(self, frame: pd.DataFrame) -> str:
+        content = hashlib.sha256(frame[self.task_names].to_numpy(dtype=np.float64).tobytes())
+        content.update("\0".join(map(str, frame["subject"])).encode())
+        return content.hexdigest()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Compare."""
+        own, other = self.state_dict(), state_dict
+        differ = []
+        changed = [
+            f"{name} was {_shown(other['settings'], name)} and is {_shown(own['settings'], name)}"
+            for name in {**other["settings"], **own["settings"]}
+            if _shown(other["settings"], name) != _shown(own["settings"], name)
+        ]
+        if changed:
+            differ.append(f"other settings: {'; '.join(changed)}")
+        if other["tasks"] != own["tasks"]:
+            differ.append(f"other tasks: tasks were {', '.join(other['tasks'])} and are {', '.join(own['tasks'])}")
+        else:
+            differ += [
+                f"other rows or labels in the subset {name!r}"
+                for name, digest in own["subsets"].items()
+                if other["subsets"].get(name) != digest
+            ]
+        if differ:
+            raise ValueError(
+                f"the checkpoint is of a training with {', and '.join(differ)}. Go on with what it had; or train anew, "
+                "without --resume, which replaces it, or in another --output_dir."
+            )
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    return repr(settings[name]) if name in settings else "absent"
 
 
 def best_so_far(saver: CheckpointSaver) -> Checkpoint:

@@ -78,8 +78,8 @@ class GroupDROCrossEntropy(nn.Module):
         counts = zeros.index_add(0, members, torch.ones_like(each))
         group_losses = zeros.index_add(0, members, each) / counts.clamp(min=1)
         with torch.no_grad():
-            weights = self.weights.to(each.device) * (self.step_size * group_losses).exp()
-            self.weights = weights / weights.sum()
+            # As logarithms, for the exponential of a large loss is infinite.
+            self.weights = (self.weights.to(each.device).log() + self.step_size * group_losses).softmax(0)
         return torch.cat([(self.weights * group_losses).sum().unsqueeze(0), losses[1:]])
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deaths import run
 from ignite.engine import Events
 from runs import BUNDLES, ROOT, options, train, workflow
 
@@ -102,6 +103,25 @@ def test_the_last_epoch_is_validated_and_saved_whatever_the_interval(folders, tm
     rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows if "select_robust" in row] == [2, 3]
     assert sorted(path.name[-10:] for path in tmp_path.glob("models/state*")) == ["epoch=2.pt", "epoch=3.pt"]
+
+
+def test_nothing_goes_on_from_another_trainings_checkpoint(folders, tmp_path):
+    """Killed before its first checkpoint, in a folder that holds an earlier training's."""
+    output, more = tmp_path / "output", {"epochs": 1, "tensorboard": False}
+    train("brain_age", folders, output, method="baseline", **more)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    code, _ = run("brain_age", folders, output, at=("start", 1), seed=5, agreement=0.8, **more)
+    assert code == -signal.SIGKILL
+    with pytest.raises(RuntimeError) as caught:
+        train("brain_age", folders, output, seed=5, agreement=0.8, resume=True, **more)
+    (told,) = root_cause(caught.value).errors
+    assert re.match(rf"{output}/models/state_checkpoint_epoch=1.pt: .* other settings: method was 'baseline' and is", str(told))
+    assert "agreement was 0.9 and is 0.8" in str(told) and "and other rows or labels in the subset 'train'" in str(told)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    # Whose it is may go on, for longer and elsewhere.
+    shutil.move(output, tmp_path / "moved")
+    metrics = train("brain_age", folders, tmp_path / "moved", method="baseline", resume=True, **more | {"epochs": 2})
+    assert metrics["epochs"] == 2
 
 
 def test_workers_change_nothing(folders, tmp_path):

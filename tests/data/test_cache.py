@@ -326,7 +326,8 @@ def test_more_images_than_memory(tmp_path):
     for path in paths:
         path.touch()
     frame = pd.DataFrame({"image": list(map(str, paths)), "sick": 0, "sex": 1})
-    context = multiprocessing.get_context("fork")
+    # A new process: a fork has what its parent freed, which it need not ask the system for.
+    context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     child = context.Process(target=_serve_with_little_memory, args=(frame, tmp_path / "cache", queue))
     child.start()

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from ignite.engine import Engine, Events
@@ -19,6 +20,7 @@ from monai_mimmx.data import make_sampler
 from monai_mimmx.handlers import (
     AtomicCheckpointSaver,
     RandomStates,
+    TrainingIdentity,
     best_so_far,
     latest_checkpoint,
     training_state,
@@ -192,3 +194,44 @@ def test_training_state_leaves_out_what_has_none(tmp_path):
 def test_training_state_needs_a_saver_of_the_best(tmp_path):
     with pytest.raises(ValueError, match="save_key_metric=True"):
         training_state(CheckpointSaver(str(tmp_path), {"model": torch.nn.Linear(1, 1)}, save_interval=1))
+
+
+def study(**change):
+    frame = pd.DataFrame({"subject": ["a", "b", "c"], "image": ["1.png", "2.png", "3.png"], "sick": [0, 1, 1], "sex": [1, 0, 1]})
+    return {"train": frame.assign(**change), "select": frame[:2], "bal": frame[1:]}
+
+
+def test_the_same_training_is_known_wherever_it_goes_on(tmp_path):
+    settings = {"method": "mimmx", "agreement": (0.9, 0.5), "epochs": 3, "device": "cuda:0", "output_dir": "/a", "seed": 0}
+    identity = TrainingIdentity(settings, study(), ["sick", "sex"])
+    torch.save(identity.state_dict(), tmp_path / "state.pt")
+    stored = torch.load(tmp_path / "state.pt", weights_only=True)
+    moved = settings | {"epochs": 9, "device": "cpu", "output_dir": "/b", "agreement": [0.9, 0.5]}
+    # The images may lie elsewhere, labels may be stored as another type, and only what is trained on counts.
+    subsets = study(image=["/b/1.png", "/b/2.png", "/b/3.png"], sick=[0.0, 1.0, 1.0]) | {"bal": study()["bal"][:1]}
+    TrainingIdentity(moved, subsets, ["sick", "sex"]).load_state_dict(stored)
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "message"),
+    [
+        ({"method": "baseline", "seed": 1}, {}, "other settings: method was 'mimmx' and is 'baseline'; seed was 0 and is 1"),
+        ({"method": "mimmx", "seed": 0, "n_b": 5}, {}, "n_b was absent and is 5"),
+        ({"method": "mimmx"}, {}, "seed was 0 and is absent"),
+        ({}, {"sick": [1, 1, 1]}, "other rows or labels in the subset 'train'"),
+        ({}, {"sex": [1, float("nan"), 1]}, "other rows or labels in the subset 'train'"),
+        ({}, {"subject": ["a", "b", "d"]}, "other rows or labels in the subset 'train'"),
+    ],
+)
+def test_another_training_is_refused_with_what_differs(settings, change, message):
+    first = {"method": "mimmx", "seed": 0}
+    stored = TrainingIdentity(first, study(), ["sick", "sex"]).state_dict()
+    with pytest.raises(ValueError, match=message) as caught:
+        TrainingIdentity(settings or first, study(**change), ["sick", "sex"]).load_state_dict(stored)
+    assert "without --resume" in str(caught.value)
+
+
+def test_other_tasks_are_another_training():
+    stored = TrainingIdentity({}, study(), ["sick", "sex"]).state_dict()
+    with pytest.raises(ValueError, match="tasks were sick, sex and are sick"):
+        TrainingIdentity({}, study(), ["sick"]).load_state_dict(stored)

@@ -70,3 +70,16 @@ def test_gradient_follows_the_weights():
 def test_refusal():
     with pytest.raises(ValueError, match="step_size must be above 0, got 0"):
         GroupDROCrossEntropy(CLASSES, step_size=0)
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e6])
+def test_huge_losses_give_finite_weights(size):
+    """exp(0.01 L) of single precision ends at L = 8,872."""
+    loss = GroupDROCrossEntropy((2, 2))
+    logits = torch.tensor([[size, 0.0, 0.0, 0.0]] * 4)
+    labels = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+    for _ in range(3):
+        value = loss(logits, labels)
+        assert value.isfinite().all()
+    assert loss.weights.sum() == pytest.approx(1) and loss.weights[:2].max() < loss.weights[2:].min()
+    assert value[0] == pytest.approx(size * float(loss.weights[2:].sum()), rel=1e-5)
