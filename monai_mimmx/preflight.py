@@ -359,7 +359,9 @@ class _Check:
             try:
                 parser.get_parsed_content("state#identity").load_state_dict(stored["identity"])
             except KeyError:
-                self.problems.append(ValueError(f"{path} does not tell of which training it is: train without --resume"))
+                self.problems.append(
+                    ValueError(f"{path} does not tell of which training it is: train without --resume")
+                )
                 return
             except ValueError as error:
                 self.problems.append(ValueError(f"{path}: {error}"))

@@ -565,7 +565,13 @@ def test_check_only_ends_without_a_trace(study, capsys):
 @pytest.mark.parametrize(("n_b", "status"), [(6, 0), (0, 1)])
 def test_check_only_tells_a_scheduler_by_its_status(study, n_b, status):
     root = bundle_folders()["brain_age"]
-    given = {"bundle_root": root, "dataset_dir": study, "output_dir": study / "output", "check_only": "true", "n_b": n_b}
+    given = {
+        "bundle_root": root,
+        "dataset_dir": study,
+        "output_dir": study / "output",
+        "check_only": "true",
+        "n_b": n_b,
+    }
     words = ["-m", "monai.bundle", "run", "--config_file", root / "configs/train.json"]
     words += [word for name, value in given.items() for word in (f"--{name}", value)]
     words += [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]

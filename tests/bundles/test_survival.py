@@ -115,7 +115,9 @@ def test_nothing_goes_on_from_another_trainings_checkpoint(folders, tmp_path):
     with pytest.raises(RuntimeError) as caught:
         train("brain_age", folders, output, seed=5, agreement=0.8, resume=True, **more)
     (told,) = root_cause(caught.value).errors
-    assert re.match(rf"{output}/models/state_checkpoint_epoch=1.pt: .* other settings: method was 'baseline' and is", str(told))
+    assert re.match(
+        rf"{output}/models/state_checkpoint_epoch=1.pt: .* other settings: method was 'baseline' and is", str(told)
+    )
     assert "agreement was 0.9 and is 0.8" in str(told) and "and other rows or labels in the subset 'train'" in str(told)
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
     # Whose it is may go on, for longer and elsewhere.

@@ -197,12 +197,21 @@ def test_training_state_needs_a_saver_of_the_best(tmp_path):
 
 
 def study(**change):
-    frame = pd.DataFrame({"subject": ["a", "b", "c"], "image": ["1.png", "2.png", "3.png"], "sick": [0, 1, 1], "sex": [1, 0, 1]})
+    frame = pd.DataFrame(
+        {"subject": ["a", "b", "c"], "image": ["1.png", "2.png", "3.png"], "sick": [0, 1, 1], "sex": [1, 0, 1]}
+    )
     return {"train": frame.assign(**change), "select": frame[:2], "bal": frame[1:]}
 
 
 def test_the_same_training_is_known_wherever_it_goes_on(tmp_path):
-    settings = {"method": "mimmx", "agreement": (0.9, 0.5), "epochs": 3, "device": "cuda:0", "output_dir": "/a", "seed": 0}
+    settings = {
+        "method": "mimmx",
+        "agreement": (0.9, 0.5),
+        "epochs": 3,
+        "device": "cuda:0",
+        "output_dir": "/a",
+        "seed": 0,
+    }
     identity = TrainingIdentity(settings, study(), ["sick", "sex"])
     torch.save(identity.state_dict(), tmp_path / "state.pt")
     stored = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -215,7 +224,11 @@ def test_the_same_training_is_known_wherever_it_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "change", "message"),
     [
-        ({"method": "baseline", "seed": 1}, {}, "other settings: method was 'mimmx' and is 'baseline'; seed was 0 and is 1"),
+        (
+            {"method": "baseline", "seed": 1},
+            {},
+            "other settings: method was 'mimmx' and is 'baseline'; seed was 0 and is 1",
+        ),
         ({"method": "mimmx", "seed": 0, "n_b": 5}, {}, "n_b was absent and is 5"),
         ({"method": "mimmx"}, {}, "seed was 0 and is absent"),
         ({}, {"sick": [1, 1, 1]}, "other rows or labels in the subset 'train'"),
