@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from monai_mimmx.data.tables import and_more, lacks_columns
+from monai_mimmx.data.tables import and_more, lacks_columns, map_distinct
 from monai_mimmx.errors import raise_problems
 from monai_mimmx.options import option_problems
 
@@ -185,7 +186,7 @@ class CheXpertColumns:
     @staticmethod
     def _numbers(values: pd.Series, path: str | os.PathLike[str], problems: list[Exception]) -> pd.Series:
         """The labels as numbers; adds to the problems what is none of them."""
-        numbers = pd.to_numeric(values, errors="coerce")
+        numbers = map_distinct(values, partial(pd.to_numeric, errors="coerce"))
         wrong = values.notna() & ~numbers.isin([1.0, 0.0, -1.0])
         if wrong.any():
             line = values.index[wrong][0]

@@ -246,6 +246,12 @@ def lacks_columns(path: str | os.PathLike[str], missing: Sequence[str], header: 
     )
 
 
+def map_distinct(values: pd.Series, function: Callable[[pd.Series], pd.Series]) -> pd.Series:
+    """A column put through a function that looks at each value by itself, once per distinct value; NA stays NA."""
+    codes, distinct = pd.factorize(values)
+    return function(pd.Series(distinct, dtype=values.dtype)).reindex(codes).set_axis(values.index).rename(values.name)
+
+
 def read_columns(
     path: Path, required: Sequence[str], optional: Sequence[str] = (), everything: bool = False
 ) -> pd.DataFrame:
@@ -266,7 +272,7 @@ def read_columns(
             raise_problems(problems)
         frame = pd.read_csv(
             path,
-            dtype=str,
+            dtype=object,
             usecols=None if everything else lambda name: name.strip() in wanted,
             keep_default_na=False,
             na_values=list(BLANKS),
@@ -280,8 +286,7 @@ def read_columns(
     frame.columns = [str(name).strip() for name in frame.columns]
     frame.index = pd.RangeIndex(2, len(frame) + 2)  # the header is line 1
     for name in frame.columns:
-        stripped = frame[name].str.strip()
-        frame[name] = stripped.mask(stripped == "")
+        frame[name] = map_distinct(frame[name], lambda texts: texts.str.strip().replace("", None))
     frame = frame.dropna(how="all")
     if frame.empty:
         problems.append(ValueError(f"{path} is empty: it has a header and no rows"))
