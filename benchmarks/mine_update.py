@@ -144,4 +144,5 @@ def measure(quick: bool = False) -> dict[str, list[dict[str, Any]]]:
     if quick:
         return {"cost": measure_cost(((10, 2),), 1), "estimates": measure_estimates((0.3,), 20, 10, 1)}
     sizes = ((50, 1), (50, 2), (50, 4), (50, 8), (150, 1), (300, 1), (600, 1), (1000, 1))
-    return {"cost": measure_cost(sizes), "estimates": measure_estimates((0.5, 0.9, 0.99), 50, 500, 2)}
+    estimates = measure_estimates((0.5, 0.9, 0.99), 50, 500, 2) + measure_estimates((0.5, 0.9), 150, 300, 1)
+    return {"cost": measure_cost(sizes), "estimates": estimates}

@@ -30,7 +30,7 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 CACHE_VERSION = 1
-DTYPES = ("float16", "float32")
+DTYPES = ("uint8", "float16", "float32")
 _MAX_FAILURES = 10
 _CHUNK_BYTES = 2**20
 
@@ -69,6 +69,10 @@ def load_image(path: str, transform: Transform, dtype: str, shape: tuple[int, ..
         raise ValueError(f"it holds NaN or infinite pixels ({int((~np.isfinite(pixels)).sum())} of {pixels.size})")
     if low == high:
         raise ValueError(f"after the transforms all its pixels are {low:g}")
+    if dtype == "uint8":
+        if low < 0 or high > 255 or not np.array_equal(pixels, np.rint(pixels)):
+            raise ValueError("its pixels are not whole numbers from 0 to 255: normalise in batches, or use dtype 'float16'")
+        return pixels.astype(dtype)
     limit = float(np.finfo(dtype).max)
     if max(-low, high) > limit:
         raise ValueError(f"its pixels reach {max(-low, high):g}, beyond {dtype}: normalise, or use dtype 'float32'")
@@ -290,7 +294,8 @@ class CachedImages(Dataset):
     operation, so pass `collate_fn=keep_batch` to the `DataLoader`.
 
     "float16" keeps a pixel to 1 part in 2048 of its value (whole numbers up to 2048 exactly), far below the noise of
-    normalised images, in half the memory of "float32".
+    normalised images, in half the memory of "float32". "uint8" halves it again, for transforms that leave 8-bit pixels as they
+    are (normalise them in batches then); pixels it cannot hold exactly are an error.
 
     A cache file is named after the image paths, their sizes and times, `transform_key` and `dtype`: anything that
     changes builds another file. Files of earlier keys are left where they are. A file is reused only if its first image
@@ -302,7 +307,7 @@ class CachedImages(Dataset):
         transform: takes `{"image": path}`, returns a mapping whose "image" is `(C, *spatial)`.
         cache_dir: folder of the cache file; None: kept in memory.
         transform_key: text that names the transform and its settings; change it when they do.
-        dtype: of the stored pixels, "float16" or "float32".
+        dtype: of the stored pixels, "uint8", "float16" or "float32"; they are served as float32.
         num_workers: processes that build the cache; 0 or 1: none but this one.
         progress: show a progress bar while the cache is built.
 

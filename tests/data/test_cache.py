@@ -267,7 +267,7 @@ def test_other_errors(frame, tmp_path, monkeypatch):
     fails(frame, "two different results", lambda item: {"image": rng.random((1, 4, 4))})
     fails(frame, r"KeyError: 'image'", lambda item: {"picture": 1})
     fails(frame, r"channel-first image after the transform, got shape \(5,\)", lambda item: {"image": np.arange(5)})
-    fails(frame, "one of float16, float32, got 'int8'", dtype="int8")
+    fails(frame, "one of uint8, float16, float32, got 'int8'", dtype="int8")
     fails(frame.drop(columns="sex"), "got no 'sex'")
     fails(frame.iloc[:0], "at least one row")
     with pytest.raises(ValueError, match="at least one subset"):
@@ -285,6 +285,23 @@ def test_float16_keeps_a_normalised_pixel_to_1_part_in_2048(frame):
     )
     torch.testing.assert_close(half, single, rtol=2**-11, atol=2**-24)
     assert not torch.equal(half, single)
+
+
+def test_uint8_keeps_whole_numbers_exactly_and_refuses_others(frame, tmp_path):
+    whole = CachedImages(frame, TASKS, READ, cache_dir=tmp_path, dtype="uint8", **OPTIONS)
+    single = CachedImages(frame, TASKS, READ, cache_dir=None, dtype="float32", **OPTIONS)
+    assert torch.equal(whole.__getitems__(range(40))["image"], single.__getitems__(range(40))["image"])
+    assert whole[3]["image"].dtype == torch.float32 and whole.nbytes * 4 == single.nbytes
+    for change in (lambda image: image + 0.5, lambda image: image - 300, lambda image: image + 256):
+        with pytest.raises(ValueError, match="row 0: .* not whole numbers from 0 to 255.*use dtype 'float16'"):
+            CachedImages(
+                frame,
+                TASKS,
+                lambda item, change=change: {"image": change(READ(item)["image"])},
+                cache_dir=None,
+                dtype="uint8",
+                **OPTIONS,
+            )
 
 
 def test_a_batch_of_many_chunks_is_that_of_one(frame, monkeypatch):
