@@ -8,13 +8,17 @@ import contextlib
 import glob
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
-__all__ = ["replacing", "write_checkpoint", "write_json", "write_text"]
+__all__ = ["replacing", "spreadsheet_text", "write_checkpoint", "write_csv", "write_json", "write_text"]
+
+_FORMULA = re.compile(r"[=@\t\r]|[+-](?!\d+(\.\d+)?$)")
 
 
 def _is_alive(process: str) -> bool:
@@ -96,3 +100,22 @@ def write_checkpoint(path: str | os.PathLike[str], content: Any) -> None:
             cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
         reason = getattr(cause, "strerror", None) or cause
         raise OSError(f"cannot save {target}: {reason}; a file saved there before is unharmed") from error
+
+
+def spreadsheet_text(value: Any) -> Any:
+    """
+    A text with an apostrophe in front where a spreadsheet would take it for a formula and run it; all else as it is.
+
+    Example:
+        >>> [spreadsheet_text(value) for value in ("=HYPERLINK(1)", "+3.2", "-x", 5)]
+        ["'=HYPERLINK(1)", '+3.2', "'-x", 5]
+    """
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def write_csv(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:
+    """Write a table without its index, as a whole or not at all, with no text that a spreadsheet would run."""
+    with replacing(path) as part:
+        frame.rename(columns=spreadsheet_text).apply(lambda column: column.map(spreadsheet_text)).to_csv(
+            part, index=False
+        )

@@ -4,10 +4,11 @@ import json
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 
-from monai_mimmx.files import replacing, write_checkpoint, write_json, write_text
+from monai_mimmx.files import replacing, write_checkpoint, write_csv, write_json, write_text
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -64,3 +65,11 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot save .*file/a\.pt: (File exists|Not a directory)"):
         write_checkpoint(tmp_path / "file/a.pt", {})
+
+
+def test_no_text_of_a_table_is_a_formula_for_a_spreadsheet(tmp_path):
+    cells = ["=1+1", "@x", "+1", "-0.5", "+HYPERLINK(1)", "-1-1", "\t=1", "plain", 3, None]
+    write_csv(tmp_path / "t.csv", pd.DataFrame({"=head": cells, "b": range(10)}))
+    read = pd.read_csv(tmp_path / "t.csv", dtype=str, keep_default_na=False)
+    assert list(read.columns) == ["'=head", "b"]
+    assert list(read["'=head"]) == ["'=1+1", "'@x", "+1", "-0.5", "'+HYPERLINK(1)", "'-1-1", "'\t=1", "plain", "3", ""]

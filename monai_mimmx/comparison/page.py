@@ -15,7 +15,7 @@ import pandas as pd
 from monai_mimmx.comparison.runner import read_run
 from monai_mimmx.comparison.tables import collect_rows, format_tables, make_tables, notes, row_title, summarise
 from monai_mimmx.evaluation.scores import SUBSET_TITLES
-from monai_mimmx.files import replacing, write_json, write_text
+from monai_mimmx.files import write_csv, write_json, write_text
 from monai_mimmx.handlers import read_history
 from monai_mimmx.report.figures import courses_figure, gap_figure, probe_figure, save_figures, strength_figure
 from monai_mimmx.report.page import html_table, picture, section, write_page
@@ -67,16 +67,14 @@ def write_comparison(
     tables = make_tables(rows, published) if done else []
     write_json(folder / "rows.json", rows)
     write_text(folder / "tables.md", format_tables(rows, published, tables) + "\n")
-    with replacing(folder / "rows.csv") as part:
-        pd.json_normalize(rows).to_csv(part, index=False)
+    write_csv(folder / "rows.csv", pd.json_normalize(rows))
     title = title or f"Comparison of methods: {folder.resolve().name}"
     own = [row for row in rows if "same_as" not in row]
     failed = [(row_title(row), row["seed"], row["error"]) for row in own if "error" in row]
     body = ""
     if done:
         for table in tables:
-            with replacing(folder / f"table_{table.name}.csv") as part:
-                pd.DataFrame(table.lines, columns=table.header).to_csv(part, index=False)
+            write_csv(folder / f"table_{table.name}.csv", pd.DataFrame(table.lines, columns=table.header))
         runs = _first_runs(folder, done)
         figures = _figures([row for row in done if "same_as" not in row], published, runs)
         paths = save_figures(figures, folder)

@@ -71,7 +71,9 @@ def load_image(path: str, transform: Transform, dtype: str, shape: tuple[int, ..
         raise ValueError(f"after the transforms all its pixels are {low:g}")
     if dtype == "uint8":
         if low < 0 or high > 255 or not np.array_equal(pixels, np.rint(pixels)):
-            raise ValueError("its pixels are not whole numbers from 0 to 255: normalise in batches, or use dtype 'float16'")
+            raise ValueError(
+                "its pixels are not whole numbers from 0 to 255: normalise in batches, or use dtype 'float16'"
+            )
         return pixels.astype(dtype)
     limit = float(np.finfo(dtype).max)
     if max(-low, high) > limit:

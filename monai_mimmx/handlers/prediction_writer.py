@@ -17,6 +17,8 @@ from monai.inferers import SimpleInferer
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 
+from monai_mimmx.files import spreadsheet_text
+
 __all__ = ["AttentionInferer", "PredictionWriter"]
 
 
@@ -31,11 +33,6 @@ class AttentionInferer(SimpleInferer):
         """Image `(B, C, *spatial)` to `(B, sum C + N)`."""
         logits, _, attention = network(inputs, *args, return_features=True, **kwargs)
         return torch.cat([logits, attention], dim=1)
-
-
-def _harmless(text: str) -> str:
-    """The text, after an apostrophe where a spreadsheet would take it for a formula and run it."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 class PredictionWriter:
@@ -85,13 +82,13 @@ class PredictionWriter:
     def _start(self, engine: Engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._part().open("w", encoding="utf-8", newline="")
-        csv.writer(self._file).writerow(map(_harmless, self.columns))
+        csv.writer(self._file).writerow(map(spreadsheet_text, self.columns))
 
     def _write(self, engine: Engine) -> None:
         rows = self.rows(engine.state.output[Keys.PRED])  # type: ignore[index, call-overload]
         paths: Mapping | Sequence = engine.state.batch[self.path_key]  # type: ignore[index, call-overload, assignment]
         csv.writer(self._file).writerows(  # type: ignore[arg-type]
-            [_harmless(path), *(f"{value:.6f}" for value in row)] for path, row in zip(paths, rows, strict=True)
+            [spreadsheet_text(path), *(f"{value:.6f}" for value in row)] for path, row in zip(paths, rows, strict=True)
         )
         self._file.flush()  # type: ignore[union-attr]
 
