@@ -34,12 +34,12 @@ def test_toy_images_agree_as_often_as_asked():
     assert labels.float().mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.03)
 
 
-@pytest.mark.parametrize(("name", "seeds"), [("mine_pytorch", 3), ("mine_supervised_trainer", 1)])
-def test_mutual_information_halves_the_gap(name, seeds):
-    """Of the bare loop by the mean over seeds: without averaged weights a single one swings, and differs between machines."""
+@pytest.mark.parametrize("name", ["mine_pytorch", "mine_supervised_trainer"])
+def test_mutual_information_halves_the_gap(name):
+    """By the mean over seeds: a single one differs between machines and versions."""
     train = __import__(name).train
-    val, inv = np.mean([train(0.0, seed=seed) for seed in range(seeds)], axis=0)
-    val_mi, inv_mi = np.mean([train(1.0, seed=seed) for seed in range(seeds)], axis=0)
+    val, inv = np.mean([train(0.0, seed=seed) for seed in range(3)], axis=0)
+    val_mi, inv_mi = np.mean([train(1.0, seed=seed) for seed in range(3)], axis=0)
     assert val - inv > 0.15 and val_mi > val - 0.05
     assert abs(val_mi - inv_mi) < 0.6 * (val - inv) and inv_mi > inv + 0.1
 

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
+from monai.utils import version_geq
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 
@@ -57,7 +58,11 @@ def write_dicom(path):
     data.BitsAllocated = data.BitsStored = 16
     data.HighBit, data.PixelRepresentation = 15, 0
     data.PixelData = (PIXELS.astype(np.uint16) * 200).tobytes()
-    data.save_as(path, enforce_file_format=True)
+    if version_geq(pydicom.__version__, "3.0"):
+        data.save_as(path, enforce_file_format=True)
+    else:
+        data.is_little_endian, data.is_implicit_VR = True, False
+        data.save_as(path, write_like_original=False)
 
 
 WRITERS = {

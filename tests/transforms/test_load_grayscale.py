@@ -7,6 +7,7 @@ import warnings
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.utils import version_geq
 from PIL import Image
 
 from monai_mimmx.transforms import LoadGrayscaled
@@ -63,7 +64,11 @@ def write_dicom(path, photometric, values):
     data.SamplesPerPixel, data.PixelRepresentation = 1, 0
     data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
     data.PixelData = values.astype("<u2").tobytes()
-    data.save_as(path, enforce_file_format=True)
+    if version_geq(pydicom.__version__, "3.0"):
+        data.save_as(path, enforce_file_format=True)
+    else:
+        data.is_little_endian, data.is_implicit_VR = True, False
+        data.save_as(path, write_like_original=False)
 
 
 def test_inverted_dicom(tmp_path):
