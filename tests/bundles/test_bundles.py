@@ -156,7 +156,7 @@ def state_of(output):
     """What two equal runs have in common: figures, predictions and weights."""
     metrics = json.loads((output / "metrics.json").read_text())
     model = torch.load(output / "models/model.pt", weights_only=True)
-    del metrics["seconds"], metrics["config"]["output_dir"]
+    del metrics["seconds"], metrics["commit"], metrics["config"]["output_dir"]
     return metrics, {name: value.tolist() for name, value in model.items()}
 
 

@@ -21,7 +21,7 @@ SEED = int(os.environ.get("MIMMX_SEED", random.randrange(10**6)))
 def results(output):
     """Figures, weights and history of a run, without what is different by nature: time and place."""
     metrics = json.loads((output / "metrics.json").read_text())
-    del metrics["seconds"], metrics["config"]["output_dir"]
+    del metrics["seconds"], metrics["commit"], metrics["config"]["output_dir"]
     rows = {}
     for line in (output / "history.jsonl").read_text().splitlines():
         row = json.loads(line)

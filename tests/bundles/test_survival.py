@@ -37,7 +37,7 @@ def no_pictures(monkeypatch):
 def results(output):
     """Figures and weights of a run, without what is different by nature."""
     metrics = json.loads((output / "metrics.json").read_text())
-    del metrics["seconds"], metrics["config"]["output_dir"]
+    del metrics["seconds"], metrics["commit"], metrics["config"]["output_dir"]
     model = torch.load(output / "models/model.pt", weights_only=True)
     return metrics, {name: value.tolist() for name, value in model.items()}
 
