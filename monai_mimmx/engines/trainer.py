@@ -287,12 +287,15 @@ class MIMMXTrainer(SupervisedTrainer):
         slopes: Sequence[Tensor | None] = [None] * len(parameters)
         if objective.requires_grad:
             slopes = torch.autograd.grad(-objective, parameters, allow_unused=True)
-        processes = idist.get_world_size()
+        if (
+            processes := idist.get_world_size()
+        ) > 1:  # in one message: dozens of small ones would cost more than the step
+            known = [torch.zeros_like(p) if s is None else s for p, s in zip(parameters, slopes, strict=True)]
+            total: Any = idist.all_reduce(nn.utils.parameters_to_vector(known))
+            parts = (total / processes).split([part.numel() for part in known])
+            slopes = [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
         for parameter, slope in zip(parameters, slopes, strict=True):
             parameter.grad = slope
-            if processes > 1:
-                total: Any = idist.all_reduce(torch.zeros_like(parameter) if slope is None else slope)
-                parameter.grad = total / processes
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
