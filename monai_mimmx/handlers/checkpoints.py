@@ -242,26 +242,21 @@ class TrainingIdentity:
         task_names: Sequence[str],
         free: Sequence[str] = ("amp", "dataset_dir", "device", "epochs", "output_dir", "refine_epochs"),
     ) -> None:
-        self.settings = {name: value for name, value in settings.items() if name not in free}
-        self.subsets = {name: subsets[name] for name in ("train", "select") if name in subsets}
-        self.task_names = list(task_names)
+        compared = {name: value for name, value in settings.items() if name not in free}
+        tasks = list(task_names)
+        self._state = {
+            "settings": json.loads(json.dumps(compared)),
+            "tasks": tasks,
+            "subsets": {name: _digest(subsets[name], tasks) for name in ("train", "select") if name in subsets},
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Settings, tasks, and a digest of each subset."""
-        return {
-            "settings": json.loads(json.dumps(self.settings)),
-            "tasks": self.task_names,
-            "subsets": {name: self._digest(frame) for name, frame in self.subsets.items()},
-        }
-
-    def _digest(self, frame: pd.DataFrame) -> str:
-        content = hashlib.sha256(frame[self.task_names].to_numpy(dtype=np.float64).tobytes())
-        content.update("\0".join(map(str, frame["subject"])).encode())
-        return content.hexdigest()
+        return self._state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Compare."""
-        own, other = self.state_dict(), state_dict
+        own, other = self._state, state_dict
         differ = []
         changed = [
             f"{name} was {_shown(other['settings'], name)} and is {_shown(own['settings'], name)}"
@@ -283,6 +278,12 @@ class TrainingIdentity:
                 f"the checkpoint is of a training with {', and '.join(differ)}. Go on with what it had; or train anew, "
                 "without --resume, which replaces it, or in another --output_dir."
             )
+
+
+def _digest(frame: pd.DataFrame, task_names: list[str]) -> str:
+    content = hashlib.sha256(frame[task_names].to_numpy(dtype=np.float64).tobytes())
+    content.update("\0".join(map(str, frame["subject"])).encode())
+    return content.hexdigest()
 
 
 def _shown(settings: Mapping[str, Any], name: str) -> str:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from monai.bundle import ConfigWorkflow
 
 from monai_mimmx.data.fashion_mnist import DEFAULT_SOURCE
@@ -58,6 +59,14 @@ def workflow(bundle, *configs, workflow_type="train", tracking=None, **override)
     )
     made.initialize()
     return made
+
+
+def results(output):
+    """What two equal runs have in common: figures and weights, without what is different by nature, time and place."""
+    metrics = json.loads((output / "metrics.json").read_text())
+    model = torch.load(output / "models/model.pt", weights_only=True)
+    del metrics["seconds"], metrics["commit"], metrics["config"]["output_dir"]
+    return metrics, {name: value.tolist() for name, value in model.items()}
 
 
 def train(bundle, folders, output, **more):

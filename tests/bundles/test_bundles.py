@@ -14,7 +14,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 from monai.handlers import MLFlowHandler
-from runs import BUNDLES, NAMES, OWN, ROOT, options, train, workflow
+from runs import BUNDLES, NAMES, OWN, ROOT, options, results, train, workflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monai_mimmx.comparison import format_tables, read_published
@@ -152,14 +152,6 @@ class Killed(Exception):
     """Ends a training as an outside signal would: nobody knows of it."""
 
 
-def state_of(output):
-    """What two equal runs have in common: figures, predictions and weights."""
-    metrics = json.loads((output / "metrics.json").read_text())
-    model = torch.load(output / "models/model.pt", weights_only=True)
-    del metrics["seconds"], metrics["commit"], metrics["config"]["output_dir"]
-    return metrics, {name: value.tolist() for name, value in model.items()}
-
-
 @pytest.mark.parametrize(
     ("bundle", "at", "more"),
     [
@@ -192,7 +184,7 @@ def test_a_killed_training_ends_as_if_undisturbed(bundle, at, more, folders, tmp
     assert not (tmp_path / "killed/metrics.json").exists()
     torch.rand(3)
     train(bundle, folders, tmp_path / "killed", resume=True, **more)
-    assert state_of(tmp_path / "killed") == state_of(tmp_path / "whole")
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
 
 
 def test_a_finished_training_is_left_as_it_is(trained, folders, tmp_path, caplog):

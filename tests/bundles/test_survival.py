@@ -17,7 +17,7 @@ import pytest
 import torch
 from deaths import run
 from ignite.engine import Events
-from runs import BUNDLES, ROOT, options, train, workflow
+from runs import BUNDLES, ROOT, options, results, train, workflow
 
 from monai_mimmx.data import CachedImages, EncodedBatches
 from monai_mimmx.errors import root_cause
@@ -32,14 +32,6 @@ EPOCHS = int(os.environ.get("MIMMX_EPOCHS", "24"))
 def no_pictures(monkeypatch):
     """They take longer than all the rest of a tiny run."""
     monkeypatch.setattr(ExperimentEvaluation, "_figures", lambda *args: {})
-
-
-def results(output):
-    """Figures and weights of a run, without what is different by nature."""
-    metrics = json.loads((output / "metrics.json").read_text())
-    del metrics["seconds"], metrics["commit"], metrics["config"]["output_dir"]
-    model = torch.load(output / "models/model.pt", weights_only=True)
-    return metrics, {name: value.tolist() for name, value in model.items()}
 
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])
