@@ -1,6 +1,10 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""An epoch of the brain bundle on two processes of one thread each against one process of one thread."""
+"""
+An epoch of the brain bundle on two processes of one thread each against one process of one thread.
+
+Beside it what the machine gives at most: two processes that know nothing of each other, with half of the batch each.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,11 @@ from monai_mimmx.handlers import read_history
 BUNDLE = Path(__file__).parents[1] / "bundles" / "brain_age"
 
 
-def _train(processes: int, folder: Path, turn: int, options: dict[str, Any]) -> float:
-    """Median seconds of an epoch, without the first."""
+def _start(processes: int, folder: Path, name: str, options: dict[str, Any]) -> tuple[subprocess.Popen[bytes], Path]:
+    """A training under way, and the history that it writes."""
     names = ("train",) if processes == 1 else ("train", "multi_gpu_train")
-    configs = [str(BUNDLE / "configs" / f"{name}.json") for name in names]
-    output = folder / f"output_{processes}_{turn}"
+    configs = [str(BUNDLE / "configs" / f"{config}.json") for config in names]
+    output = folder / f"output_{name}"
     given = {
         "bundle_root": BUNDLE,
         "cohort_dir": folder / "cohort",
@@ -35,26 +39,38 @@ def _train(processes: int, folder: Path, turn: int, options: dict[str, Any]) -> 
     command += [word for key, value in {**given, **options}.items() for word in (f"--{key}", str(value))]
     path = os.pathsep.join([str(BUNDLE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    return statistics.median(row["seconds"] for row in read_history(output / "history.jsonl")[1:])
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, env=environment, **silent), output / "history.jsonl"
+
+
+def _finish(training: tuple[subprocess.Popen[bytes], Path]) -> float:
+    """Median seconds of an epoch, without the first."""
+    process, history = training
+    if process.wait():
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return statistics.median(row["seconds"] for row in read_history(history)[1:])
 
 
 def measure(quick: bool = False) -> dict[str, list[dict[str, Any]]]:
     """All rows; ``quick``: sizes that only show that it runs."""
-    options: dict[str, Any] = {"epochs": 4, "val_interval": 4, "cohort_scale": 0.5, "batch_size": 75}
+    options: dict[str, Any] = {"epochs": 5, "val_interval": 5, "cohort_scale": 0.5}
+    batch = 150  # of all processes together
     if quick:
-        options = {"epochs": 2, "val_interval": 2, "cohort_scale": 0.02, "image_size": 32, "batch_size": 8}
-    rows: dict[int, list[float]] = {1: [], 2: []}
-    with tempfile.TemporaryDirectory() as folder:
+        options, batch = {"epochs": 2, "val_interval": 2, "cohort_scale": 0.02, "image_size": 32}, 16
+    whole, half = {**options, "batch_size": batch}, {**options, "batch_size": batch // 2}
+    seconds: dict[str, list[float]] = {"one": [], "two": [], "two apart": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         for turn in range(1 if quick else 3):
-            for processes, seconds in rows.items():
-                # As large a joint batch either way.
-                size = options["batch_size"] * (2 if processes == 1 else 1)
-                seconds.append(_train(processes, Path(folder), turn, {**options, "batch_size": size}))
-    medians = {processes: statistics.median(seconds) for processes, seconds in rows.items()}
+            seconds["one"].append(_finish(_start(1, folder, f"one_{turn}", whole)))
+            seconds["two"].append(_finish(_start(2, folder, f"two_{turn}", half)))
+            apart = [_start(1, folder, f"apart_{turn}_{i}", half) for i in (0, 1)]
+            # An epoch of them has twice the steps of the others'.
+            seconds["two apart"].append(max(_finish(training) for training in apart) / 2)
+    medians = {processes: statistics.median(values) for processes, values in seconds.items()}
     return {
         "processes": [
-            {"processes": processes, "seconds": seconds, "times_faster": medians[1] / seconds}
-            for processes, seconds in medians.items()
+            {"processes": processes, "seconds": value, "times_faster": medians["one"] / value}
+            for processes, value in medians.items()
         ]
     }

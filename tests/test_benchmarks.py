@@ -49,6 +49,15 @@ def test_a_summary_stands_between_its_markers():
         with_summary(text.replace(BEGIN, ""), results)
 
 
+def test_processes_stand_beside_what_the_machine_gives():
+    rows = [
+        {"processes": name, "times_faster": value} for name, value in (("one", 1), ("two", 1.5), ("two apart", 1.75))
+    ]
+    machine = dict.fromkeys(("processor", "cores", "torch", "monai", "python"), "x") | {"threads": 1}
+    summary = format_summary({"machine": machine, "load": {}, "benchmarks": {"processes": {"processes": rows}}})
+    assert "1.5 times as fast as one (1.75 times for two that know nothing of each other" in summary
+
+
 def test_functions_take_turns():
     calls = []
     seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2, warm_up=1)

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ignite.distributed as idist
@@ -27,28 +29,34 @@ __all__ = ["MIMMXTrainer"]
 
 
 class _Gather(torch.autograd.Function):
-    """The rows of all processes; backward, what all processes have for the rows of this one, summed."""
+    """The rows of all processes, in the order of their ranks; backward, the slopes of the rows of this one."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, values)
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows)
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Tensor:
-        total = slopes[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
+        # Every process computes the same from the joint rows, hence knows the slopes of its own; the mean that
+        # DistributedDataParallel takes of what the processes have is then the gradient of one joint batch.
+        processes = dist.get_world_size()
+        return slopes[0].chunk(processes)[dist.get_rank()] * processes
 
 
-def _gather(values: Tensor) -> Tensor:
-    """
-    The rows of all processes, in the order of their ranks.
-
-    DistributedDataParallel divides by the number of processes what their backward sums: the gradient of one joint batch.
-    """
-    return values if idist.get_world_size() == 1 else _Gather.apply(values.contiguous())  # type: ignore[no-any-return]
+def _gather(*parts: Tensor) -> tuple[Tensor, ...]:
+    """Each part with the rows of all processes, by one message: many small ones would cost more than the estimator."""
+    if idist.get_world_size() == 1:
+        return parts
+    dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts), torch.float32)
+    flat = [part.flatten(1).to(dtype) for part in parts]
+    joint: Tensor = _Gather.apply(torch.cat(flat, 1))
+    columns = joint.split([part.shape[1] for part in flat], 1)
+    return tuple(
+        column.reshape(-1, *part.shape[1:]).to(dtype if part.is_floating_point() else part.dtype)
+        for column, part in zip(columns, parts, strict=True)
+    )
 
 
 class MIMMXTrainer(SupervisedTrainer):
@@ -66,10 +74,10 @@ class MIMMXTrainer(SupervisedTrainer):
     draws it to the factors with the highest estimate.
 
     In a process group wrap only the network in DistributedDataParallel. The dependence is estimated on the features of
-    all processes together, whose batches must be equal in size, and its gradient is that of the joint batch. The
-    trainer averages the gradients of the dependence term and the weighter itself, and starts every process from the
-    dependence term of the first. With a weighter that is part of the network, DistributedDataParallel needs
-    ``find_unused_parameters=True``. Batch normalization sees one process's batch only, unless it is converted to
+    all processes together, whose batches must be equal in size, and its gradient is that of the joint batch. Every
+    process trains the dependence term and the weighter on the joint features by the same draws, so that they stay equal
+    without a message of their own; each epoch starts from those of the first process. With a weighter that is part of
+    the network, DistributedDataParallel needs ``static_graph=True`` or ``find_unused_parameters=True``. Batch normalization sees one process's batch only, unless it is converted to
     :class:`torch.nn.SyncBatchNorm`.
 
     Args:
@@ -203,9 +211,9 @@ class MIMMXTrainer(SupervisedTrainer):
         self._called_network, self.network = self.network, network
         # An iterator that outlived its epoch could not be restored when a training is resumed.
         self.add_event_handler(Events.EPOCH_STARTED, lambda: setattr(self, "_fresh_batches", None))
-        if has_parameters and idist.get_world_size() > 1:
-            for tensor in dependence.state_dict().values():  # type: ignore[union-attr]
-                tensor.copy_(idist.broadcast(tensor, src=0))
+        if idist.get_world_size() > 1:
+            self._seed = int(idist.broadcast(torch.initial_seed() % 2**32, src=0))  # type: ignore[arg-type]
+            self.add_event_handler(Events.EPOCH_STARTED, self._start_alike)
 
     def run(self) -> None:  # type: ignore[override]
         """Train for the epochs that remain."""
@@ -232,6 +240,26 @@ class MIMMXTrainer(SupervisedTrainer):
         if self.lambda_warmup == 0:
             return self.lambda_mi
         return self.lambda_mi * min(1.0, max(0, self.state.epoch - 1) / self.lambda_warmup)
+
+    @torch.no_grad()
+    def _start_alike(self) -> None:
+        """The dependence term and the weighter of the first process, in every process."""
+        parts = [part for part in (self.dependence, self.weighter) if part is not None]
+        for tensor in (tensor for part in parts for tensor in part.state_dict().values()):
+            tensor.copy_(idist.broadcast(tensor, src=0))
+
+    @contextmanager
+    def _same_draws(self, index: int) -> Iterator[None]:
+        """What is drawn inside is the same in all processes: the ``index``-th draws of this iteration."""
+        if idist.get_world_size() == 1:
+            yield
+            return
+        seed = self._seed + (self.n_b + 1) * self.state.iteration + index
+        device = torch.device(self.state.device)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            # torch.manual_seed would ask every device, which costs more than an estimator step
+            torch.cuda.manual_seed(seed) if device.type == "cuda" else torch.default_generator.manual_seed(seed)
+            yield
 
     def _blocks(self, features: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
         """f_y `(B, D)` and f_z `(B, N, D)` as the estimator sees them."""
@@ -264,17 +292,21 @@ class MIMMXTrainer(SupervisedTrainer):
             _, features, attention = self.inferer(inputs, self._called_network, *args, return_features=True, **kwargs)
         return features.float(), attention.float(), labels
 
-    def _update_estimator(self) -> None:
-        """One ascent step of the estimator, and of the weighter with it."""
-        if self.feature_batches == 0:
-            features, attention, labels = (_gather(part) for part in self._next_fresh())
-        else:
-            stored = list(self._features)
-            features, attention, labels = (torch.cat(parts) for parts in zip(*stored, strict=True))
-            if len(stored) > 1:
-                chosen = torch.randperm(len(labels), device=labels.device)[: len(stored[-1][2])]
-                features, attention, labels = features[chosen], attention[chosen], labels[chosen]
-        terms = self._terms(features, attention, labels, detach_z=True)
+    def _recent(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As many samples as a batch has, drawn from the features of the latest batches."""
+        stored = list(self._features)
+        features, attention, labels = (torch.cat(parts) for parts in zip(*stored, strict=True))
+        if len(stored) == 1:
+            return features, attention, labels
+        chosen = torch.randperm(len(labels), device=labels.device)[: len(stored[-1][2])]
+        return features[chosen], attention[chosen], labels[chosen]
+
+    def _update_estimator(self, index: int) -> None:
+        """The ``index``-th ascent step of the estimator in this iteration, and of the weighter with it."""
+        fresh = _gather(*self._next_fresh()) if self.feature_batches == 0 else None
+        with self._same_draws(index):
+            features, attention, labels = fresh or self._recent()
+            terms = self._terms(features, attention, labels, detach_z=True)
         objective = terms.sum()
         if self.weighter is not None:
             weights = self.weighter(features[:, 0], features[:, 1:])
@@ -287,13 +319,6 @@ class MIMMXTrainer(SupervisedTrainer):
         slopes: Sequence[Tensor | None] = [None] * len(parameters)
         if objective.requires_grad:
             slopes = torch.autograd.grad(-objective, parameters, allow_unused=True)
-        if (
-            processes := idist.get_world_size()
-        ) > 1:  # in one message: dozens of small ones would cost more than the step
-            known = [torch.zeros_like(p) if s is None else s for p, s in zip(parameters, slopes, strict=True)]
-            total: Any = idist.all_reduce(nn.utils.parameters_to_vector(known))
-            parts = (total / processes).split([part.numel() for part in known])
-            slopes = [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
         for parameter, slope in zip(parameters, slopes, strict=True):
             parameter.grad = slope
         optimizer.step()
@@ -372,16 +397,17 @@ class MIMMXTrainer(SupervisedTrainer):
         self, features: Tensor, attention: Tensor, labels: Tensor, output: dict[str, Tensor]
     ) -> Tensor:
         """Train the estimator, then return lambda times the weighted dependence terms, with the estimator frozen."""
-        features, attention, labels = _gather(features), _gather(attention), _gather(labels)
+        features, attention, labels = _gather(features, attention, labels)
         if self.dependence_optimizer is not None:
             self._features.append((features.detach().float(), attention.detach().float(), labels))
-            for _ in range(self.n_b):
+            for index in range(self.n_b):
                 self.fire_event(IterationEvents.INNER_ITERATION_STARTED)
-                self._update_estimator()
+                self._update_estimator(index)
                 self.fire_event(IterationEvents.INNER_ITERATION_COMPLETED)
         self.dependence.requires_grad_(False)  # type: ignore[union-attr]
         try:
-            terms = self._terms(features, attention, labels, self.detach_z)
+            with self._same_draws(self.n_b):
+                terms = self._terms(features, attention, labels, self.detach_z)
         finally:
             self.dependence.requires_grad_(True)  # type: ignore[union-attr]
         if self.weighter is None:
