@@ -168,6 +168,18 @@ def _comparison_report(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[
     ]
 
 
+def _comparison_runner(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
+    return [
+        [
+            "Comparison beyond its runs",
+            f"{_cell(row['start_seconds'])} s to begin with, {_cell(row['seconds_around_a_run'])} s around a run, "
+            f"{_cell(row['report_seconds'])} s for the page: "
+            f"{_cell(row['overhead_percent_at_60_runs_of_a_minute'])} % at 60 runs of a minute",
+        ]
+        for row in groups["runner"]
+    ]
+
+
 _SUMMARIES = {
     "mine_update": _mine_update,
     "epoch": _epoch,
@@ -175,6 +187,7 @@ _SUMMARIES = {
     "table_to_splits": _table_to_splits,
     "image_cache": _image_cache,
     "evaluation": _evaluation,
+    "comparison_runner": _comparison_runner,
     "comparison_report": _comparison_report,
 }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import statistics
 import tempfile
 import time
 from collections import defaultdict
@@ -23,7 +24,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser
 from monai.engines.utils import IterationEvents
 
-from benchmarks.timing import interleaved, peak_megabytes
+from benchmarks.timing import median_ratio, peak_megabytes, take_turns
 from monai_mimmx.engines import reuse_freed_memory
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "brain_age"
@@ -107,7 +108,7 @@ def make_epoch(folder: Path, scale: float, options: dict[str, Any], more: dict[s
 
 def measure(quick: bool = False) -> dict[str, list[dict[str, Any]]]:
     """All rows; ``quick``: sizes that only show that it runs."""
-    scale, repeats, more = (0.02, 1, {"image_size": 32, "batch_size": 16}) if quick else (0.25, 5, {})
+    scale, repeats, more = (0.02, 1, {"image_size": 32, "batch_size": 16}) if quick else (0.25, 11, {})
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         trainers = {form: make_trainer(Path(name), scale, options, **more) for form, options in FORMS.items()}
         watches = {form: Stopwatch(trainer) for form, trainer in trainers.items()}
@@ -116,18 +117,18 @@ def measure(quick: bool = False) -> dict[str, list[dict[str, Any]]]:
             watches[form].start()
             trainers[form].run()
 
-        seconds = interleaved({form: lambda form=form: epoch(form) for form in FORMS}, repeats)  # type: ignore[misc]
+        turns = take_turns({form: lambda form=form: epoch(form) for form in FORMS}, repeats)  # type: ignore[misc]
         memory = peak_megabytes(make_epoch, Path(name), scale, FORMS["mimmx"], more)
     rows = []
     for form, watch in watches.items():
         images = len(trainers[form].data_loader) * trainers[form].data_loader.batch_size
-        total = sum(watch.seconds.values())
+        total, seconds = sum(watch.seconds.values()), statistics.median(turns[form])
         rows.append(
             {
                 "training": form,
-                "seconds": seconds[form],
-                "times_baseline": seconds[form] / seconds["baseline"],
-                "images_per_second": images / seconds[form],
+                "seconds": seconds,
+                "times_baseline": median_ratio(turns[form], turns["baseline"]),
+                "images_per_second": images / seconds,
                 **({"peak_megabytes": memory} if form == "mimmx" else {}),
                 **{f"share_{part}": value / total for part, value in sorted(watch.seconds.items())},
                 "share_outside_encoder_and_estimator": 1

@@ -7,16 +7,16 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 
-def interleaved(functions: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> dict[str, float]:
+def take_turns(functions: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
     """
-    Median seconds of each function, which take turns: a machine that slows down slows all of them.
+    Seconds of each call of each function, turn by turn: a machine that slows down slows all of them.
 
     Args:
         functions: name to what is timed.
@@ -30,7 +30,17 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], repeats: int, warm_u
             function()
             if turn >= warm_up:
                 seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
+
+
+def interleaved(functions: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> dict[str, float]:
+    """Median seconds of each function; arguments as of :func:`take_turns`."""
+    return {name: statistics.median(values) for name, values in take_turns(functions, repeats, warm_up).items()}
+
+
+def median_ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
+    """The median of the ratios of the same turn, which a machine that slows down between turns does not change."""
+    return statistics.median(value / other for value, other in zip(seconds, others, strict=True))
 
 
 def _kilobytes(name: str) -> int:

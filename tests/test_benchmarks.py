@@ -12,9 +12,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # they are no part of the package
 
-from benchmarks.__main__ import BEGIN, HERE, README, format_summary, format_tables, load_results, with_summary
+from benchmarks.__main__ import (
+    _SUMMARIES,
+    BEGIN,
+    HERE,
+    NAMES,
+    README,
+    format_summary,
+    format_tables,
+    load_results,
+    with_summary,
+)
 from benchmarks.mine_update import FORMS, AllPairs, make_update
-from benchmarks.timing import interleaved, peak_megabytes
+from benchmarks.timing import interleaved, median_ratio, peak_megabytes
 
 
 @pytest.mark.parametrize("name", ["mine_update", "epoch", "table_to_splits", "image_cache", "evaluation"])
@@ -49,6 +59,10 @@ def test_a_summary_stands_between_its_markers():
         with_summary(text.replace(BEGIN, ""), results)
 
 
+def test_each_is_summed_up_in_the_readme():
+    assert sorted(_SUMMARIES) == sorted(NAMES)
+
+
 def test_processes_stand_beside_what_the_machine_gives():
     rows = [
         {"processes": name, "times_faster": value} for name, value in (("one", 1), ("two", 1.5), ("two apart", 1.75))
@@ -62,6 +76,10 @@ def test_functions_take_turns():
     calls = []
     seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2, warm_up=1)
     assert calls == ["a", "b"] * 3 and set(seconds) == {"a", "b"} and min(seconds.values()) >= 0
+
+
+def test_a_ratio_is_of_the_same_turn():
+    assert median_ratio([2.0, 20.0, 3.0], [1.0, 10.0, 1.0]) == 2.0  # of the medians it would be 3
 
 
 def test_all_forms_see_the_same_data(monkeypatch):

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,6 +38,7 @@ PATHOLOGIES = (
 
 LABELS = ("No Finding", *PATHOLOGIES, "Support Devices")
 _TEXT = {1.0: "1", 0.0: "0"}
+_PATIENT = re.compile(r"(?:^|/)(patient\d+)/")
 
 
 def find_table(dataset_dir: str | os.PathLike[str]) -> Path:
@@ -65,6 +68,24 @@ def find_table(dataset_dir: str | os.PathLike[str]) -> Path:
     if not found:
         raise FileNotFoundError(f"there is no labels.csv, train.csv or CheXpert-v1.0*/train.csv in {folder}")
     return found[0]
+
+
+def _below_download(path: str) -> str:
+    """A path without the download's folder, `CheXpert-v1.0` or `CheXpert-v1.0-small`, at its start."""
+    start = int(path.startswith("/"))
+    if path.startswith("CheXpert-v1.0", start) and (end := path.find("/", start)) >= 0:
+        return path[end + 1 :]
+    return path
+
+
+def _patient(path: str) -> str | None:
+    """The folder of the patient: quickly where the first folder that can be it is; by a pattern anywhere else."""
+    _, found, rest = path.partition("/patient")
+    number, ended, _ = rest.partition("/")
+    if found and ended and number.isdecimal() and not path.startswith("patient"):
+        return "patient" + number
+    match = _PATIENT.search(path)
+    return match[1] if match else None
 
 
 class CheXpertColumns:
@@ -137,41 +158,46 @@ class CheXpertColumns:
                 f"{lacks_columns(path, missing, list(table.columns))}; CheXpert's table has them, another needs image_column, "
                 "subject_column and tasks of its own"
             )
+        reasons = {"not a frontal view": table["Frontal/Lateral"] != "Frontal"} if self.frontal_only else {}
+        reasons["Sex is Unknown"] = table["Sex"].isin(["Unknown"])
+        reasons["Age is 0"] = map_distinct(table["Age"], partial(pd.to_numeric, errors="coerce")) == 0
         excluded: dict[str, int] = {}
-
-        def leave_out(rows: pd.Series, reason: str) -> None:
-            nonlocal table
-            if count := int(rows.sum()):
+        keep = np.ones(len(table), dtype=bool)
+        for reason, rows in reasons.items():
+            if count := int((rows.to_numpy() & keep).sum()):
                 excluded[reason] = count
-                table = table[~rows]
-
-        if self.frontal_only:
-            leave_out(table["Frontal/Lateral"] != "Frontal", "not a frontal view")
-        leave_out(table["Sex"].isin(["Unknown"]), "Sex is Unknown")
-        leave_out(pd.to_numeric(table["Age"], errors="coerce") == 0, "Age is 0")
+                keep &= ~rows.to_numpy()
         problems: list[Exception] = []
         labels = {
-            name: self._numbers(table[name], path, problems)
+            name: self._read(table[name][keep], path, problems)
             for name in dict.fromkeys(["No Finding", *(name for name in LABELS if name in table.columns)])
         }
         if self.uncertain == "exclude":
-            uncertain = labels[self.primary] == -1
-            labels = {name: values[~uncertain] for name, values in labels.items()}
-            leave_out(uncertain, f"{self.primary} is uncertain")
-        table = table.copy()
-        unremarkable = labels["No Finding"] == 1
-        for name, values in labels.items():
-            values = values.replace(-1.0, {"exclude": np.nan, "zero": 0.0, "one": 1.0}[self.uncertain])
-            is_blank = labels[name].isna()
+            codes, numbers = labels[self.primary]
+            if (uncertain := numbers[codes] == -1).any():
+                excluded[f"{self.primary} is uncertain"] = int(uncertain.sum())
+                labels = {name: (codes[~uncertain], numbers) for name, (codes, numbers) in labels.items()}
+                keep[keep] = ~uncertain
+        # Column by column: rows of a whole table of texts would be copied several times.
+        columns: dict[str, Any] = {
+            name: values.to_numpy()[keep] for name, values in table.items() if name not in labels
+        }
+        index, order = table.index[keep], list(table.columns)
+        codes, numbers = labels["No Finding"]
+        unremarkable = numbers[codes] == 1
+        for name, (codes, numbers) in labels.items():
+            numbers = np.where(numbers == -1, {"exclude": np.nan, "zero": 0.0, "one": 1.0}[self.uncertain], numbers)
+            texts = np.array([_TEXT.get(number, np.nan) for number in numbers], dtype=object)
+            columns[name] = texts[codes]
             if self.blank == "zero":
-                values = values.mask(is_blank, 0.0)
+                columns[name][codes == -1] = "0"
             elif self.blank == "no_finding" and name in PATHOLOGIES:
-                values = values.mask(is_blank & unremarkable, 0.0)
-            table[name] = values.map(_TEXT)
-        others = table[self.cod_columns]
-        table["CoD"] = (others == "1").any(axis=1).map({True: "1", False: "0"})
-        relative = table["Path"].str.replace(r"^/?CheXpert-v1\.0[^/]*/", "", regex=True)
-        table["subject"] = relative.str.extract(r"(?:^|/)(patient\d+)/", expand=False)
+                columns[name][(codes == -1) & unremarkable] = "0"
+        table = pd.DataFrame({name: columns[name] for name in order}, index=index)
+        others = (table[name] == "1" for name in self.cod_columns)
+        table["CoD"] = np.where(np.any([np.zeros(len(table), dtype=bool), *others], axis=0), "1", "0").astype(object)
+        relative = table["Path"].map(_below_download, na_action="ignore")
+        table["subject"] = relative.map(_patient, na_action="ignore")
         if (unknown := table["subject"].isna()).any():
             line = table.index[unknown][0]
             told = (
@@ -184,14 +210,19 @@ class CheXpertColumns:
         return table, excluded
 
     @staticmethod
-    def _numbers(values: pd.Series, path: str | os.PathLike[str], problems: list[Exception]) -> pd.Series:
-        """The labels as numbers; adds to the problems what is none of them."""
-        numbers = map_distinct(values, partial(pd.to_numeric, errors="coerce"))
-        wrong = values.notna() & ~numbers.isin([1.0, 0.0, -1.0])
+    def _read(
+        values: pd.Series, path: str | os.PathLike[str], problems: list[Exception]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Per row the place of its label among the numbers, the last of which is NaN, for blanks; tells what is no label."""
+        codes, distinct = pd.factorize(values)
+        numbers = np.append(pd.to_numeric(pd.Series(distinct, dtype=object), errors="coerce").astype(float), np.nan)
+        wrong = ~np.isin(numbers, [1.0, 0.0, -1.0])
+        wrong[-1] = False
         if wrong.any():
-            line = values.index[wrong][0]
+            rows = np.flatnonzero(wrong[codes])
             told = (
-                f"{path}, line {line}, column {values.name!r}: expected 1.0, 0.0, -1.0 or blank, got {values[line]!r}"
+                f"{path}, line {values.index[rows[0]]}, column {values.name!r}: expected 1.0, 0.0, -1.0 or blank, got "
+                f"{values.iloc[rows[0]]!r}"
             )
-            problems.append(ValueError(told + and_more(int(wrong.sum()))))
-        return numbers.astype(float)
+            problems.append(ValueError(told + and_more(len(rows))))
+        return codes, numbers

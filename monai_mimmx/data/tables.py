@@ -248,6 +248,8 @@ def lacks_columns(path: str | os.PathLike[str], missing: Sequence[str], header: 
 
 def map_distinct(values: pd.Series, function: Callable[[pd.Series], pd.Series]) -> pd.Series:
     """A column put through a function that looks at each value by itself, once per distinct value; NA stays NA."""
+    if values.iloc[:1000].nunique() > 500:  # to look for equal ones would cost more than it saves
+        return function(values)
     codes, distinct = pd.factorize(values)
     return function(pd.Series(distinct, dtype=values.dtype)).reindex(codes).set_axis(values.index).rename(values.name)
 
@@ -287,7 +289,9 @@ def read_columns(
     frame.index = pd.RangeIndex(2, len(frame) + 2)  # the header is line 1
     for name in frame.columns:
         frame[name] = map_distinct(frame[name], lambda texts: texts.str.strip().replace("", None))
-    frame = frame.dropna(how="all")
+    if (blank := frame.iloc[:, 0].isna()).any():
+        blank[blank] = frame[blank].isna().all(axis=1)
+        frame = frame[~blank]
     if frame.empty:
         problems.append(ValueError(f"{path} is empty: it has a header and no rows"))
     raise_problems(problems, usable=None if frame.empty else frame)
@@ -378,7 +382,10 @@ def _missing(images: Sequence[str]) -> list[str]:
 def _find_images(table: pd.DataFrame, column: str, root: str, path: Path, check: bool) -> tuple[pd.Series, list]:
     """Absolute path of each row's image, NA where it cannot be used, and what is wrong."""
     problems: list[Exception] = []
-    names = [None if pd.isna(name) else os.path.normpath(os.path.join(root, name)) for name in table[column].tolist()]
+    names = [
+        None if blank else os.path.normpath(os.path.join(root, name))
+        for name, blank in zip(table[column].tolist(), table[column].isna().tolist(), strict=True)
+    ]
     images = pd.Series(names, table.index, dtype=object)
     below = root if root.endswith(os.sep) else root + os.sep
     if (outside := np.array([name is not None and not name.startswith(below) for name in names])).any():
@@ -553,7 +560,8 @@ def read_table(
     if subjects is not None:
         frame["subject"] = subjects
         if "image" in frame:
-            pairs = frame[["image", "subject"]].dropna().drop_duplicates()
+            pairs = frame[["image", "subject"]].dropna()
+            pairs = pairs[pairs["image"].duplicated(keep=False)].drop_duplicates()
             if (twice := pairs["image"].duplicated()).any():
                 image = pairs["image"][twice].iloc[0]
                 owners = pairs.loc[pairs["image"] == image, "subject"].tolist()

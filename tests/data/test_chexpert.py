@@ -2,12 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from monai_mimmx.data import CheXpertColumns, chest_cohort, find_table, make_subsets, parse_tasks, read_table
-from monai_mimmx.data.chexpert import LABELS, PATHOLOGIES
+from monai_mimmx.data.chexpert import LABELS, PATHOLOGIES, _below_download, _patient
 
 HEADER = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS]
 TASKS = [
@@ -226,3 +230,30 @@ def test_natural_correlations_are_the_published_ones_where_the_table_has_them(tm
     balanced = subsets["bal"]
     assert np.ptp(balanced.groupby(["effusion", "sex", "age", "cod"]).size().to_numpy()) <= 1
     assert min(len(inverted), len(balanced), len(subsets["val"])) >= 2000 and len(subsets["train"]) == 3000
+
+
+def test_no_columns_for_disease():
+    table = pd.DataFrame(PLAIN, columns=HEADER).astype(object)
+    prepared, _ = CheXpertColumns(cod_columns=[])(table.map(lambda value: value if pd.isna(value) else str(value)), "t")
+    assert prepared["CoD"].tolist() == ["0"] * len(prepared) and len(prepared) == 4
+
+
+class TestPaths:
+    """The quick readings of a path against the patterns that say what is meant."""
+
+    PARTS = st.lists(
+        st.sampled_from(
+            ["", "CheXpert-v1.0", "CheXpert-v1.0-small", "CheXpert", "train", "patient", "patient12", "patient٣"]
+            + ["patient7a", "xpatient8", "study1", "view1.jpg"]
+        ),
+        min_size=1,
+        max_size=6,
+    )
+
+    @settings(max_examples=300, deadline=None)
+    @given(parts=PARTS)
+    def test_agree_with_the_patterns(self, parts):
+        path = "/".join(parts)
+        assert _below_download(path) == re.sub(r"^/?CheXpert-v1\.0[^/]*/", "", path)
+        match = re.search(r"(?:^|/)(patient\d+)/", path)
+        assert _patient(path) == (match[1] if match else None)
