@@ -77,8 +77,8 @@ class MIMMXTrainer(SupervisedTrainer):
     all processes together, whose batches must be equal in size, and its gradient is that of the joint batch. Every
     process trains the dependence term and the weighter on the joint features by the same draws, so that they stay equal
     without a message of their own; each epoch starts from those of the first process. With a weighter that is part of
-    the network, DistributedDataParallel needs ``static_graph=True`` or ``find_unused_parameters=True``. Batch normalization sees one process's batch only, unless it is converted to
-    :class:`torch.nn.SyncBatchNorm`.
+    the network, DistributedDataParallel needs ``static_graph=True`` or ``find_unused_parameters=True``. Batch
+    normalization sees one process's batch only, unless it is converted to :class:`torch.nn.SyncBatchNorm`.
 
     Args:
         device: where to train.
@@ -254,11 +254,12 @@ class MIMMXTrainer(SupervisedTrainer):
         if idist.get_world_size() == 1:
             yield
             return
-        seed = self._seed + (self.n_b + 1) * self.state.iteration + index
-        device = torch.device(self.state.device)
+        device, draws = torch.device(self.state.device), torch.default_generator
+        if device.type == "cuda":
+            draws = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            # torch.manual_seed would ask every device, which costs more than an estimator step
-            torch.cuda.manual_seed(seed) if device.type == "cuda" else torch.default_generator.manual_seed(seed)
+            # torch.manual_seed would turn to every device, which costs more than an estimator step.
+            draws.manual_seed(self._seed + (self.n_b + 1) * self.state.iteration + index)
             yield
 
     def _blocks(self, features: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
