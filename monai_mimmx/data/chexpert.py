@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from monai_mimmx.data.tables import and_more, lacks_columns, map_distinct
+from monai_mimmx.data.tables import and_more, lacks_columns, leave_out, map_distinct
 from monai_mimmx.errors import raise_problems
 from monai_mimmx.options import option_problems
 
@@ -158,15 +158,15 @@ class CheXpertColumns:
                 f"{lacks_columns(path, missing, list(table.columns))}; CheXpert's table has them, another needs image_column, "
                 "subject_column and tasks of its own"
             )
-        reasons = {"not a frontal view": table["Frontal/Lateral"] != "Frontal"} if self.frontal_only else {}
-        reasons["Sex is Unknown"] = table["Sex"].isin(["Unknown"])
-        reasons["Age is 0"] = map_distinct(table["Age"], partial(pd.to_numeric, errors="coerce")) == 0
+        reasons = (
+            {"not a frontal view": (table["Frontal/Lateral"] != "Frontal").to_numpy()} if self.frontal_only else {}
+        )
+        reasons["Sex is Unknown"] = table["Sex"].isin(["Unknown"]).to_numpy()
+        ages = map_distinct(table["Age"], partial(pd.to_numeric, errors="coerce"))
+        reasons["Age is 0"] = (ages == 0).to_numpy()
         excluded: dict[str, int] = {}
         keep = np.ones(len(table), dtype=bool)
-        for reason, rows in reasons.items():
-            if count := int((rows.to_numpy() & keep).sum()):
-                excluded[reason] = count
-                keep &= ~rows.to_numpy()
+        leave_out(reasons, keep, excluded)
         problems: list[Exception] = []
         labels = {
             name: self._read(table[name][keep], path, problems)

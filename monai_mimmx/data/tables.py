@@ -289,13 +289,21 @@ def read_columns(
     frame.index = pd.RangeIndex(2, len(frame) + 2)  # the header is line 1
     for name in frame.columns:
         frame[name] = map_distinct(frame[name], lambda texts: texts.str.strip().replace("", None))
-    if (blank := frame.iloc[:, 0].isna()).any():
+    if (blank := frame.iloc[:, 0].isna()).any():  # only these can be blank in every column
         blank[blank] = frame[blank].isna().all(axis=1)
         frame = frame[~blank]
     if frame.empty:
         problems.append(ValueError(f"{path} is empty: it has a header and no rows"))
     raise_problems(problems, usable=None if frame.empty else frame)
     return frame
+
+
+def leave_out(reasons: Mapping[str, np.ndarray], keep: np.ndarray, excluded: dict[str, int]) -> None:
+    """Take the rows of each reason out of `keep`, in place; those that were still in it are counted in `excluded`."""
+    for reason, rows in reasons.items():
+        if count := int((rows & keep).sum()):
+            excluded[reason] = count
+            keep &= ~rows
 
 
 def and_more(count: int) -> str:
@@ -533,10 +541,7 @@ def read_table(
             reasons = {f"{task.name} is blank": labels[task.name] == -1, **reasons}
         elif unmatched == "unknown":
             labels[task.name], reasons = np.maximum(labels[task.name], -1), {}
-        for reason, rows in reasons.items():
-            if count := int((rows & keep).sum()):
-                excluded[reason] = count
-                keep &= ~rows
+        leave_out(reasons, keep, excluded)
     summary = f"{path}: {int(keep.sum())} of {total} rows kept" + (f", excluded: {excluded}" if excluded else "")
     if not keep.any():
         problems.append(ValueError(f"{summary}; every row is excluded: check the rules of the tasks"))
