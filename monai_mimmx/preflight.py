@@ -148,12 +148,22 @@ class _Check:
         self.lines: list[str] = []
         self.tables: list[str] = []
         self.wrong: list[str] = []
-        root = self._value("bundle_root") if "bundle_root" in self.config else None
-        shipped = Path(root or ".") / "configs" / "train.json"
-        self.shipped = json.loads(shipped.read_text(encoding="utf-8")) if root and shipped.is_file() else {}
+        self.root = self._value("bundle_root") if "bundle_root" in self.config else None
+        self.shipped: dict[str, Any] = {}
 
     def run(self, check_only: bool) -> None:
         """Look at everything."""
+        if self.root is not None:
+            shipped = Path(self.root) / "configs" / "train.json"
+            if not shipped.is_file():  # nothing else is where it is looked for
+                self.problems.append(
+                    FileNotFoundError(
+                        f"bundle_root is {str(self.root)!r}, where {shipped} is missing: run in the bundle's folder, or pass "
+                        "that folder as --bundle_root"
+                    )
+                )
+                return
+            self.shipped = json.loads(shipped.read_text(encoding="utf-8"))
         self._unused()
         values = self._options()
         self._folders(make=not check_only)

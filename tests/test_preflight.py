@@ -587,6 +587,13 @@ def test_check_only_tells_a_scheduler_by_its_status(study, n_b, status):
     assert not (study / "output").exists()
 
 
+def test_a_run_from_elsewhere_is_told_of_the_bundle_s_folder_and_of_nothing_else(study, monkeypatch):
+    monkeypatch.chdir(study)
+    problems = check(study, bundle_root=".", output_dir=str(study / "output"))
+    tells(problems, r"bundle_root is '\.', where configs/train.json is missing: run in the bundle's folder, or pass")
+    assert not (study / "output").exists()
+
+
 def test_only_the_first_process_checks(study):
     parser = ConfigParser({"n_b": 0, "ema": "false", "preflight": {"_target_": "Preflight"}, "go": "$@preflight(1)"})
     parser.get_parsed_content("go")
