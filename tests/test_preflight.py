@@ -594,6 +594,11 @@ def test_a_run_from_elsewhere_is_told_of_the_bundle_s_folder_and_of_nothing_else
     assert not (study / "output").exists()
 
 
+def test_an_augmentation_that_refuses_the_images_is_told_before_they_are_decoded(study):
+    problems = check(study, **{"train#prepare_batch#augment#max_shift": 40})
+    tells(problems, r"train#prepare_batch cannot take images of shape \(1, 16, 16\): .*above max_shift=40")
+
+
 def test_only_the_first_process_checks(study):
     parser = ConfigParser({"n_b": 0, "ema": "false", "preflight": {"_target_": "Preflight"}, "go": "$@preflight(1)"})
     parser.get_parsed_content("go")

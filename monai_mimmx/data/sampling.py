@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import ignite.distributed as idist
@@ -16,6 +17,8 @@ from monai_mimmx.data.splits import balanced_weights
 from monai_mimmx.options import require_options
 
 __all__ = ["make_sampler"]
+
+logger = logging.getLogger(__name__)
 
 
 def make_sampler(
@@ -57,4 +60,6 @@ def make_sampler(
         # Not RandomSampler, which draws once more when an epoch has ended: a resumed training would miss that draw.
         return SubsetRandomSampler(range(len(labels)), generator=generator)
     weights = balanced_weights(labels, num_classes, task_names=task_names)
+    if never := int((weights == 0).sum()):
+        logger.warning("%d of %d training rows miss a label: balanced sampling never draws them", never, len(labels))
     return WeightedRandomSampler(weights.tolist(), len(labels) // processes, replacement=True, generator=generator)

@@ -184,6 +184,11 @@ class CorrelatedSplit:
         self.num_classes = None if num_classes is None else tuple(num_classes)
         self.task_names = task_names
 
+    @property
+    def induces(self) -> bool:
+        """Whether any factor is made to agree with y, rather than taken as it is."""
+        return any(value != NATURAL for value in self._agreement)
+
     def correlated(self, labels: np.ndarray, size: int | None = None) -> np.ndarray:
         """Rows with P(z_i = y) = agreement_i.
 
@@ -322,12 +327,13 @@ def make_subsets(
     | `probe` (fits the probes) | val | balanced |
     | `val`, `inv`, `bal` (tests) | test | correlated, inverted, balanced |
 
-    The partitions share no subject. Subsets of one partition are drawn independently and may share images.
+    The partitions share no subject. Subsets of one partition are drawn independently and may share images. Where every
+    factor is "natural" there is no `inv`: nothing is induced that could be inverted.
 
     Args:
         frame: of `read_table`; its `split` column, where it has one, is the partition.
         tasks: of `parse_tasks`.
-        agreement: see `CorrelatedSplit`.
+        agreement: see `CorrelatedSplit`; y is uniform over its classes in every subset, whatever it is in the table.
         sizes: largest number of rows per subset; absent or None: as many as the table allows.
         fractions: of the subjects in train, val and test, for a frame without `split`.
         seed: of the partition and the draws.
@@ -362,6 +368,9 @@ def make_subsets(
     subsets = {}
     problems: list[Exception] = []
     for name, (part, kind) in SUBSETS.items():
+        if kind == "inverted" and not split.induces:
+            logger.info("every factor is natural, so that nothing is inverted: there is no subset %r", name)
+            continue
         rows = frame[partition == part]
         if rows.empty:
             problems.append(ValueError(f"the subset {name!r} comes from the partition {part!r}, which has no rows"))
@@ -441,13 +450,13 @@ def describe_joint(
         frame: a subset of `make_subsets`.
         tasks: of `parse_tasks`.
         published: factor's name to its joint distribution with y, one row per class of y, one column per class of the
-            factor, summing to 1.
+            factor, summing to 1. One of a factor that is not here, or has other classes here, is not shown.
 
     Returns:
         One line per factor; rows of the joint are separated by `/`. Rows that miss the factor are left out.
 
     Raises:
-        ValueError: a published distribution of no such factor, of another shape, or that does not sum to 1.
+        ValueError: a published distribution that does not sum to 1.
 
     Example:
         >>> from monai_mimmx.data.tables import parse_tasks
@@ -458,26 +467,22 @@ def describe_joint(
         sex              0.25 0.25 / 0.00 0.50  0.20 0.30 / 0.10 0.40
     """
     primary, *factors = tasks
-    published = dict(published or {})
-    if unknown := sorted(set(published) - {factor.name for factor in factors}):
-        raise ValueError(f"expected published distributions of {[f.name for f in factors]}, got {unknown[0]!r}")
+    theirs = {name: np.asarray(joint, dtype=float) for name, joint in (published or {}).items()}
+    for name, joint in theirs.items():
+        if not math.isclose(joint.sum(), 1.0, abs_tol=0.011):
+            raise ValueError(
+                f"expected the published distribution of {name!r} as numbers that sum to 1, got {joint.tolist()}"
+            )
+    shapes = {factor.name: (primary.num_classes, factor.num_classes) for factor in factors}
+    theirs = {name: joint for name, joint in theirs.items() if joint.shape == shapes.get(name)}
     labels = _labels_of(frame, tasks)
-    lines = [[f"joint with {primary.name}", "here", "published" if published else ""]]
+    lines = [[f"joint with {primary.name}", "here", "published" if theirs else ""]]
     for index, factor in enumerate(factors, start=1):
         pairs = labels[:, [0, index]]
         pairs = pairs[(pairs >= 0).all(axis=1)]
-        shape = (primary.num_classes, factor.num_classes)
+        shape = shapes[factor.name]
         joint = np.bincount(cell_index(pairs, shape), minlength=math.prod(shape)).reshape(shape) / max(1, len(pairs))
-        theirs = ""
-        if factor.name in published:
-            expected = np.asarray(published[factor.name], dtype=float)
-            if expected.shape != shape or not math.isclose(expected.sum(), 1.0, abs_tol=0.011):
-                raise ValueError(
-                    f"expected the published distribution of {factor.name!r} as {shape} numbers that sum to 1, got "
-                    f"{published[factor.name]}"
-                )
-            theirs = _joint_text(expected)
-        lines.append([factor.name, _joint_text(joint), theirs])
+        lines.append([factor.name, _joint_text(joint), _joint_text(theirs.get(factor.name, np.empty((0, 0))))])
     widths = [max(len(line[column]) for line in lines) for column in range(3)]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines)
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 PARTITIONS = ("train", "val", "test")
 RESERVED_NAMES = ("image", "subject", "split")
-BLANKS = ("", "nan", "NaN", "NA", "N/A", "n/a", "<NA>")
+BLANKS = ("", "nan", "NaN", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaT", "NULL", "null")
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _COMPARISON = re.compile(rf"\s*(<=|>=|<|>)\s*({_NUMBER})\s*")
@@ -254,6 +254,11 @@ def map_distinct(values: pd.Series, function: Callable[[pd.Series], pd.Series]) 
     return function(pd.Series(distinct, dtype=values.dtype)).reindex(codes).set_axis(values.index).rename(values.name)
 
 
+def _stripped(texts: pd.Series) -> pd.Series:
+    stripped = texts.str.strip()
+    return stripped.mask(stripped.isin(BLANKS), None)
+
+
 def read_columns(
     path: Path, required: Sequence[str], optional: Sequence[str] = (), everything: bool = False
 ) -> pd.DataFrame:
@@ -285,10 +290,13 @@ def read_columns(
         raise ValueError(f"{path} is empty: expected a header and one row per image") from None
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first column for one of names then
+        told = f"{path}: the rows have more cells than the header, which has {len(header)}"
+        raise_problems([*problems, ValueError(f"{told}: is there a comma at the end of each line?")])
     frame.columns = [str(name).strip() for name in frame.columns]
     frame.index = pd.RangeIndex(2, len(frame) + 2)  # the header is line 1
     for name in frame.columns:
-        frame[name] = map_distinct(frame[name], lambda texts: texts.str.strip().replace("", None))
+        frame[name] = map_distinct(frame[name], _stripped)
     if (blank := frame.iloc[:, 0].isna()).any():  # only these can be blank in every column
         blank[blank] = frame[blank].isna().all(axis=1)
         frame = frame[~blank]
@@ -442,6 +450,30 @@ def _split_problems(split: pd.Series, subjects: pd.Series | None, path: Path) ->
     return problems
 
 
+def _image_problems(rows: pd.DataFrame, task_names: Sequence[str], path: Path) -> list[Exception]:
+    """Images of which several rows, which are these, tell different subjects or different known classes of a task."""
+    problems: list[Exception] = []
+    for name in ("subject", *task_names):
+        if name not in rows:
+            continue
+        pairs = rows[rows[name].notna() if name == "subject" else rows[name] >= 0]
+        pairs = pairs.drop_duplicates(["image", name])
+        if not (twice := pairs["image"].duplicated()).any():
+            continue
+        image = pairs["image"][twice].iloc[0]
+        (line, first), (other, second) = list(pairs.loc[pairs["image"] == image, name].items())[:2]
+        count = f"({int(twice.sum())} such)"
+        problems.append(
+            ValueError(
+                f"{path}: {image} belongs to two subjects, {first!r} and {second!r} {count}: give each image one subject"
+                if name == "subject"
+                else f"{path}, lines {line} and {other}: {image} belongs to the classes {first} and {second} of {name!r} "
+                f"{count}: one row per image, or the same labels in each"
+            )
+        )
+    return problems
+
+
 def read_table(
     path: str | os.PathLike[str],
     tasks: Sequence[Task | Mapping[str, Any]],
@@ -482,8 +514,8 @@ def read_table(
         FileNotFoundError: no table, or missing image files.
         ValueError: an empty or unreadable table, a missing column, text where a rule compares numbers, a rule that
             matches nobody, fewer than 2 classes left, a blank image or subject, an image outside `image_root`, an unknown
-            split, a subject in two splits, or an image that belongs to two subjects. Several of these are told as one
-            error, which has as `usable` the rows whose images exist.
+            split, a subject in two splits, or an image that belongs to two subjects or to two classes of a task. Several
+            of these are told as one error, which has as `usable` the rows whose images exist.
 
     Example:
         >>> import pathlib, tempfile
@@ -564,19 +596,16 @@ def read_table(
         problems += more
     if subjects is not None:
         frame["subject"] = subjects
-        if "image" in frame:
-            pairs = frame[["image", "subject"]].dropna()
-            pairs = pairs[pairs["image"].duplicated(keep=False)].drop_duplicates()
-            if (twice := pairs["image"].duplicated()).any():
-                image = pairs["image"][twice].iloc[0]
-                owners = pairs.loc[pairs["image"] == image, "subject"].tolist()
-                told = f"{path}: {image} belongs to two subjects, {owners[0]!r} and {owners[1]!r} ({int(twice.sum())} such)"
-                problems.append(ValueError(f"{told}: give each image one subject"))
     if split_column in table.columns:
         frame["split"] = table[split_column]
         problems += _split_problems(table[split_column], subjects, path)
     for name, classes_of_rows in labels.items():
         frame[name] = classes_of_rows[keep]
+    if "image" in frame:
+        again = frame[frame["image"].duplicated(keep=False) & frame["image"].notna()]
+        problems += _image_problems(again, list(labels), path)
+        if more_rows := len(again) - again["image"].nunique():
+            summary += f"; {more_rows} of them list an image that another row lists"
     raise_problems(problems, usable=frame.dropna(subset=["image"]) if "image" in frame else None)
     frame = frame.reset_index(drop=True)
     frame.attrs |= {"excluded": excluded, "table": str(path)}

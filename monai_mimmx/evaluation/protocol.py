@@ -64,7 +64,8 @@ class ExperimentEvaluation:
 
     Args:
         network: gives logits, features and attention, such as :class:`~monai_mimmx.networks.MIMMXNet`.
-        data: the datasets by subset name: ``train``, ``select``, ``probe``, ``val``, ``inv`` and ``bal``.
+        data: the datasets by subset name: ``train``, ``select``, ``probe``, ``val``, ``bal`` and, where a correlation is
+            induced, ``inv``; without it there is no gap.
         tasks: the tasks, the primary one first.
         output_dir: where to write.
         device: where to run.
@@ -120,8 +121,8 @@ class ExperimentEvaluation:
         """
         if self.checkpoint is not None:
             load_model(self.network, self.checkpoint)
-        predictions = {name: self._predict(name) for name in ("probe", *TEST_SETS)}
-        test = {name: predictions[name] for name in TEST_SETS}
+        test = {name: self._predict(name) for name in TEST_SETS if name in self.data}
+        predictions = {"probe": self._predict("probe"), **test}
         scores = score_table(test)
         probes = probe_matrix(predictions["probe"], predictions["bal"])
         history = read_history(self.history) if self.history is not None else []
@@ -137,7 +138,7 @@ class ExperimentEvaluation:
             "n": {name: len(data) for name, data in self.data.items()},
             "cells": {name: self._cells(data.labels) for name, data in self.data.items()},
             "interval": {name: list(bootstrap_interval(subset, "accuracy")) for name, subset in test.items()},
-            "drop_val_inv_interval": list(gap_interval(test["val"], test["inv"])),
+            **({"drop_val_inv_interval": list(gap_interval(test["val"], test["inv"]))} if "inv" in test else {}),
             "probe": probes["linear"],
             "probes": probes,
             "attention": {

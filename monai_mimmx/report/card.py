@@ -124,8 +124,8 @@ def _limits(metrics: Mapping[str, Any]) -> list[str]:
     limits = list(LIMITS)
     if agreement := (metrics.get("config") or {}).get("agreement"):
         limits.append(
-            f"The correlation of y and the factors was set to {_plain_value(agreement)}, by leaving out rows where that is a "
-            "number: it is not that of any clinic."
+            f"The classes of y are equally frequent in all sets, and P(factor = y) was set to {_plain_value(agreement)}, by "
+            "leaving out rows (of a natural factor none): that is the composition of no clinic."
         )
     if train := (metrics.get("cells") or {}).get("train"):
         cell = min(train, key=train.get)  # type: ignore[arg-type]

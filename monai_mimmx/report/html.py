@@ -26,6 +26,12 @@ EXPLAINED = {
     "at chance (not learned)": "There is no gap, but only because the network guesses: it did not learn the task.",
 }
 
+NOT_INVERTED = (
+    "Every factor has its natural correlation with y, so there is no set in which it is turned round. What the network "
+    "loses from Val to Bal, where there is none, tells of a shortcut all the same: with one factor of two classes it is half "
+    "of what turning the correlation round would cost."
+)
+
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
@@ -62,6 +68,10 @@ def _headline(metrics: Mapping[str, Any]) -> str:
         good = "good" if word == "balanced" else "bad"
         words = f"<strong>{escape(word.capitalize())}</strong><p>{escape(EXPLAINED[word])}</p>"
         text = f'<div class="verdict {good}">{words}</div>'
+    elif y.get("val") is not None and y.get("bal") is not None:
+        numbers.append(("Val − Bal (points)", _points(y["val"] - y["bal"])))
+        words = f"<strong>No verdict</strong><p>{escape(NOT_INVERTED)}</p>"
+        text = f'<div class="verdict">{words}</div>'
     return (
         text
         + "<div class=numbers>"

@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
@@ -285,6 +287,25 @@ def test_natural_correlations_are_printed_beside_the_published_ones(folders, tmp
     assert met == pytest.approx([0.45, 0.05, 0.05, 0.45], abs=0.011)  # a few rows only, so one of them counts
     assert joint["age"][5:] == ["0.19", "0.31", "/", "0.12", "0.38"]
     assert joint["cod"][5:] == ["0.29", "0.21", "/", "0.14", "0.36"]
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("bundle", NAMES)
+def test_a_volume_looks_the_same_whatever_its_orientation_in_the_file(bundle, spatial_dims, tmp_path):
+    if spatial_dims == 2 and bundle != "brain_age":
+        return  # takes images as they are
+    volume = nib.Nifti1Image(np.random.default_rng(0).random((16, 18, 20)), np.diag([2.0, 2.0, 2.0, 1.0]))
+    seen = []
+    for code in ("RAS", "LPS", "PIR"):
+        path, ornt = tmp_path / f"{code}.nii.gz", nib.orientations.axcodes2ornt(code)
+        nib.save(volume.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(volume.affine), ornt)), path)
+        for config, name in (("train", "load"), ("inference", "preprocessing")):
+            parser = ConfigParser()
+            parser.read_config(ROOT / bundle / f"configs/{config}.json")
+            parser.update({"bundle_root": str(ROOT / bundle), "spatial_dims": spatial_dims, "image_size": 16})
+            seen.append(np.asarray(parser.get_parsed_content(name)({"image": str(path)})["image"]))
+    for other in seen[1:]:
+        np.testing.assert_allclose(other, seen[0], atol=1e-5)
 
 
 def test_whole_volumes_train(folders, tmp_path):

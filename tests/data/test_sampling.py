@@ -26,9 +26,10 @@ def test_balanced_draws_every_cell_alike():
     assert np.abs(counts - 5000).max() < 4 * np.sqrt(20_000 * 0.25 * 0.75)
 
 
-def test_balanced_leaves_out_rows_that_miss_a_label():
+def test_balanced_leaves_out_rows_that_miss_a_label_and_says_so(caplog):
     labels = np.concatenate([LABELS, [[0, -1]] * 500])
     assert max(make_sampler(labels, (2, 2), "balanced")) < 2000
+    assert caplog.messages == ["500 of 2500 training rows miss a label: balanced sampling never draws them"]
 
 
 @pytest.mark.parametrize("sampling", ["correlated", "balanced"])

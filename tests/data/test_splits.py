@@ -322,11 +322,21 @@ class TestDescribeJoint:
     @pytest.mark.parametrize(
         ("published", "message"),
         [
-            ({"site": [[1, 0], [0, 0]]}, "got 'site'"),
-            ({"sex": [[0.5, 0.5]]}, "as .2, 2. numbers that sum to 1"),
-            ({"sex": [[0.5, 0.5], [0.5, 0.5]]}, "sum to 1"),
+            ({"sex": [[0.5, 0.5], [0.5, 0.5]]}, "distribution of 'sex' as numbers that sum to 1"),
         ],
     )
     def test_wrong_published(self, published, message):
         with pytest.raises(ValueError, match=message):
             describe_joint(self.frame(), self.tasks, published)
+
+    @pytest.mark.parametrize("published", [{"site": [[0.5, 0], [0, 0.5]]}, {"sex": [[0.5, 0.5]]}])
+    def test_published_of_other_tasks_is_not_shown(self, published):
+        assert describe_joint(self.frame(), self.tasks, published) == describe_joint(self.frame(), self.tasks)
+
+
+@pytest.mark.parametrize("agreement", ["natural", ["natural", "natural"]])
+def test_nothing_is_inverted_where_nothing_is_induced(agreement):
+    frame = pd.DataFrame(uniform_labels(20), columns=["sick", "sex", "site"]).assign(image="a.png", subject=range(160))
+    subsets = make_subsets(frame, two_tasks(), agreement=agreement)
+    assert list(subsets) == ["train", "select", "probe", "val", "bal"]
+    assert "inv" in make_subsets(frame, two_tasks(), agreement=["natural", 0.8])

@@ -68,6 +68,27 @@ def test_values_without_a_rule_can_count_as_unknown(tmp_path):
         read(tmp_path, rows, unmatched="keep")
 
 
+@pytest.mark.parametrize("blank", ["NA", " NA", " ", " NULL", "null ", "NaT"])
+def test_a_blank_is_one_with_spaces_around_it_too(tmp_path, blank):
+    assert read(tmp_path, [*GOOD, f"e.png,5,40,{blank}"])["sex"].tolist() == [0, 1, 1, 0, -1]
+    with pytest.raises(ValueError, match="line 6: column 'subject' is blank"):
+        read(tmp_path, [*GOOD, f"e.png,{blank},40,F"])
+
+
+@pytest.mark.parametrize("end", [",", ",x"])
+def test_rows_with_more_cells_than_the_header(tmp_path, end):
+    with pytest.raises(ValueError, match="more cells than the header, which has 4: is there a comma at the end"):
+        read(tmp_path, [row + end for row in GOOD])
+
+
+def test_an_image_in_several_rows(tmp_path, caplog):
+    with pytest.raises(ValueError, match=r"lines 2 and 6: .*a\.png belongs to the classes 0 and 1 of 'sex' \(1 such\)"):
+        read(tmp_path, [*GOOD, "a.png,1,40,M"])
+    with caplog.at_level(logging.INFO, logger="monai_mimmx.data.tables"):
+        assert len(read(tmp_path, [*GOOD, "a.png,1,41,", "a.png,1,42,F"])) == 6
+    assert "6 of 6 rows kept; 2 of them list an image that another row lists" in caplog.text
+
+
 def test_a_column_twice(tmp_path):
     with pytest.raises(ValueError, match="has the column 'sex' twice: rename one"):
         read(tmp_path, [row + ",M" for row in GOOD], header="image,subject,age,sex, sex")
