@@ -29,7 +29,7 @@ def write_table(path: Path, rows: int) -> None:
     patients = np.sort(rng.integers(1, rows * 64_540 // 223_414 + 2, rows))
     table = pd.DataFrame(
         {
-            "Path": [f"CheXpert-v1.0/train/patient{p:05d}/study{i % 5}/view1.jpg" for i, p in enumerate(patients)],
+            "Path": [f"CheXpert-v1.0/train/patient{p:05d}/study{i}/view1.jpg" for i, p in enumerate(patients)],
             "Sex": rng.choice(["Male", "Female"], rows),
             "Age": rng.integers(18, 91, rows),
             "Frontal/Lateral": rng.choice(["Frontal", "Lateral"], rows, p=[0.855, 0.145]),

@@ -338,18 +338,19 @@ class _Check:
         if not isinstance(network, nn.Module):
             return None
         image = torch.zeros(2, *shape, device=next(network.parameters()).device)
-        if "train#prepare_batch" in parser and (prepare := self._value("train#prepare_batch", parser)):
-            try:
-                prepare({"image": image, "label": torch.zeros(2, len(names), dtype=torch.int64)}, image.device)
-            except Exception as error:
-                told = f"train#prepare_batch cannot take images of shape {tuple(shape)}"
-                self.problems.append(ValueError(f"{told}: {_first_line(error)}"))
         try:
             with torch.no_grad():
                 network(image)
         except Exception as error:
             told = f"the network cannot take images of shape {tuple(shape)}: try another image_size or encoder"
             self.problems.append(ValueError(f"{told} ({_first_line(error)})"))
+        else:
+            if "train#prepare_batch" in parser and (prepare := self._value("train#prepare_batch", parser)):
+                try:
+                    prepare({"image": image, "label": torch.zeros(2, len(names), dtype=torch.int64)}, image.device)
+                except Exception as error:
+                    told = f"train#prepare_batch cannot take images of shape {tuple(shape)}"
+                    self.problems.append(ValueError(f"{told}: {_first_line(error)}"))
         if self._value("method", parser) == "dfr" and "select" in subsets:
             try:
                 labels = subsets["select"][names].to_numpy(dtype=np.int64)

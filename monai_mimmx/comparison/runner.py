@@ -358,8 +358,10 @@ def _locked(path: Path) -> Iterator[int | None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             yield None
+        except OSError:  # a file system without locks
+            yield -1
         else:
             yield descriptor
     finally:

@@ -27,6 +27,9 @@ from monai_mimmx.options import require_options
 
 __all__ = ["MIMMXTrainer"]
 
+_MAX_SKIPPED = 20
+"""Steps on end that a gradient scaler may skip; from its first scale, 65,536, it finds a fitting one in fewer."""
+
 
 class _Gather(torch.autograd.Function):
     """The rows of all processes, in the order of their ranks; backward, the slopes of the rows of this one."""
@@ -183,6 +186,13 @@ class MIMMXTrainer(SupervisedTrainer):
             raise ValueError(
                 "weighter needs dependence_optimizer to train it, next to a dependence term with parameters."
             )
+        if dependence_optimizer is not None:
+            held = {id(p) for group in dependence_optimizer.param_groups for p in group["params"]}
+            for name, part in (("dependence", dependence), ("weighter", weighter)):
+                if part is not None and any(p.requires_grad and id(p) not in held for p in part.parameters()):
+                    raise ValueError(
+                        f"dependence_optimizer must have the parameters of {name}: nothing else trains them."
+                    )
         self.task_names = tuple(task_names)
         factors = self.task_names[1:]
         if dependence is not None:
@@ -201,6 +211,7 @@ class MIMMXTrainer(SupervisedTrainer):
         self.lambda_mi, self.lambda_warmup, self.n_b = lambda_mi, lambda_warmup, n_b
         self.detach_z, self.attention_temperature, self.max_grad_norm = detach_z, attention_temperature, max_grad_norm
         self.feature_batches = feature_batches
+        self._skipped = 0
         self._features: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=max(feature_batches, 1))
         self._fresh_batches: Iterator | None = None
         with warnings.catch_warnings():  # MONAI makes the gradient scaler of CUDA on every device
@@ -377,8 +388,12 @@ class MIMMXTrainer(SupervisedTrainer):
             self._require_finite("gradient's norm", norm)
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         if self.scaler is not None:
+            scale = self.scaler.get_scale()
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            self._skipped = self._skipped + 1 if self.scaler.get_scale() < scale else 0
+            if self._skipped == _MAX_SKIPPED:
+                self._stop(f"gradient was not finite in {_MAX_SKIPPED} steps on end, the last")
         else:
             self.optimizer.step()
         output[Keys.LOSS] = loss.detach()
@@ -388,11 +403,13 @@ class MIMMXTrainer(SupervisedTrainer):
     def _require_finite(self, what: str, value: Tensor) -> None:
         """Stop before a step that could only spoil the weights."""
         if not bool(torch.isfinite(value)):
-            raise FloatingPointError(
-                f"the {what} is {value.item()} in epoch {self.state.epoch}, iteration {self.state.iteration}; training "
-                "stops before this step. The last saved checkpoint is intact: lower learning_rate or lambda_mi, or "
-                "look for extreme images in the table."
-            )
+            self._stop(f"{what} is {value.item()}")
+
+    def _stop(self, told: str) -> None:
+        raise FloatingPointError(
+            f"the {told} in epoch {self.state.epoch}, iteration {self.state.iteration}; training stops before this step. "
+            "Look for extreme images in the table, or train anew with a lower learning_rate or lambda_mi."
+        )
 
     def _dependence_loss(
         self, features: Tensor, attention: Tensor, labels: Tensor, output: dict[str, Tensor]
@@ -405,12 +422,15 @@ class MIMMXTrainer(SupervisedTrainer):
                 self.fire_event(IterationEvents.INNER_ITERATION_STARTED)
                 self._update_estimator(index)
                 self.fire_event(IterationEvents.INNER_ITERATION_COMPLETED)
-        self.dependence.requires_grad_(False)  # type: ignore[union-attr]
+        trained = [p for p in self.dependence.parameters() if p.requires_grad]  # type: ignore[union-attr]
+        for parameter in trained:
+            parameter.requires_grad_(False)
         try:
             with self._same_draws(self.n_b):
                 terms = self._terms(features, attention, labels, self.detach_z)
         finally:
-            self.dependence.requires_grad_(True)  # type: ignore[union-attr]
+            for parameter in trained:
+                parameter.requires_grad_(True)
         if self.weighter is None:
             weights = torch.full_like(terms, 1.0 / len(terms))
         else:

@@ -57,7 +57,7 @@ def product_partners(
 
     Returns:
         ``keep`` `(M,)`, the samples that have a partner, and ``partners`` `(K, M)`, the partners of each of them;
-        K is at most B - 1. In a class of fewer than K + 1 samples partners repeat.
+        K is at most B - 1. With a condition a sample may have the same partner more than once.
 
     Example:
         >>> keep, partners = product_partners(4, 2)
@@ -191,6 +191,7 @@ class MINELoss(nn.Module):
             ValueError: for a wrong shape, a batch of one, or a missing, surplus or out-of-range ``condition``.
         """
         self._check(x, z, condition)
+        condition = None if condition is None else condition.long()
         with torch.autocast(x.device.type, enabled=False):
             dtype = self.x_layer.weight.dtype
             x, z = x.to(dtype), z.to(dtype)

@@ -27,9 +27,9 @@ EXPLAINED = {
 }
 
 NOT_INVERTED = (
-    "Every factor has its natural correlation with y, so there is no set in which it is turned round. What the network "
-    "loses from Val to Bal, where there is none, tells of a shortcut all the same: with one factor of two classes it is half "
-    "of what turning the correlation round would cost."
+    "Every factor has its natural correlation with y, so there is no set in which it is turned round. A loss from Val to "
+    "Bal, where there is none, can come of a shortcut, or of a class of a factor that is rarer in Val and harder: "
+    "python -m monai_mimmx audit tells them apart."
 )
 
 

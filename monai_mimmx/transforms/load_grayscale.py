@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
@@ -90,7 +91,9 @@ def _is_inverted(path: str) -> bool:
         import pydicom
     except ImportError:
         return False
-    if not pydicom.misc.is_dicom(path):
+    if os.path.isdir(path):  # a series, a slice in each file
+        path = min((entry.path for entry in os.scandir(path) if entry.is_file()), default="")
+    if not os.path.isfile(path) or not pydicom.misc.is_dicom(path):
         return False
     header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PhotometricInterpretation"])
     return header.get("PhotometricInterpretation") == "MONOCHROME1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import re
 import shlex
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from monai_mimmx.__main__ import main
-from monai_mimmx.comparison import execute_runs, method_options, plan_runs
+from monai_mimmx.comparison import execute_runs, method_options, plan_runs, runner
 from monai_mimmx.comparison.methods import METHODS
 
 METRICS = {
@@ -308,3 +309,14 @@ def test_methods():
         method_options(["x"])
     with pytest.raises(ValueError, match="each method once"):
         method_options(["mimm", "mimm"])
+
+
+def test_where_the_file_system_has_no_locks_nothing_counts_as_held(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    with runner._locked(tmp_path / "lock") as first, runner._locked(tmp_path / "lock") as second:
+        assert first is not None and second is None
+    monkeypatch.setattr(runner.fcntl, "flock", refuse)
+    with runner._locked(tmp_path / "lock") as held:
+        assert held == -1

@@ -10,7 +10,7 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from ignite.metrics import Average
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
@@ -583,6 +583,37 @@ class TestRefusals:
         with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1, iteration 2; training stops before"):
             trainer.run()
         assert len(before) == 1 and equal(before[0], weights(trainer.network))
+
+    @pytest.mark.parametrize("scaled", [False, True])
+    def test_gradient_that_is_not_finite(self, scaled):
+        trainer = make_trainer(batches=make_batches(30), epochs=2)
+        next(trainer.network.parameters()).register_hook(lambda slope: slope * float("nan"))
+        if scaled:
+            scaler = torch.amp.GradScaler("cpu")
+            trainer.add_event_handler(Events.STARTED, lambda: setattr(trainer, "scaler", scaler))
+        before = weights(trainer.network)
+        told = (
+            "gradient was not finite in 20 steps on end, the last in epoch 1, iteration 20" if scaled else "norm is nan"
+        )
+        with pytest.raises(FloatingPointError, match=told):
+            trainer.run()
+        assert equal(before, weights(trainer.network))
+
+    def test_an_estimator_or_weighter_that_nothing_trains(self):
+        network, mine = make_network("terms"), BlockMutualInformation(WIDTH, factors=(0, 1))
+        given = {"network": network, "dependence": mine, "weighter": network.caw}
+        for parts, name in (((mine,), "weighter"), ((network.caw,), "dependence")):
+            optimizer = torch.optim.Adam([p for part in parts for p in part.parameters()])
+            with pytest.raises(ValueError, match=f"must have the parameters of {name}: nothing else trains them"):
+                make_trainer(caw="terms", **given, dependence_optimizer=optimizer)
+
+
+def test_what_is_frozen_in_the_estimator_stays_frozen():
+    trainer = make_trainer(batches=make_batches(3))
+    frozen = next(trainer.dependence.parameters()).requires_grad_(False)
+    before = frozen.clone()
+    trainer.run()
+    assert torch.equal(frozen, before) and not frozen.requires_grad
 
 
 def train_in_process_group(rank, folder):

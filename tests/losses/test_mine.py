@@ -58,6 +58,17 @@ class TestConditional:
         assert marginal == pytest.approx(math.log(2), abs=0.06)
         assert conditional == pytest.approx(0.0, abs=0.03)
 
+    @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16])
+    def test_classes_of_any_integer_type(self, dtype):
+        x, z = torch.randn(2, 8, 1)
+        condition = torch.tensor([0, 1] * 4)
+        loss = MINELoss(1, 1, conditional=True, negatives=3)
+        values = []
+        for given in (condition, condition.to(dtype)):
+            torch.manual_seed(0)
+            values.append(loss(x, z, given).item())
+        assert values[0] == values[1]
+
     def test_known_conditional_information(self):
         # Given y, x and z are Gaussian with correlation +0.8 or -0.8: I(x; z | y) = -ln(1 - 0.64) / 2 = 0.511 nats.
         def draw():

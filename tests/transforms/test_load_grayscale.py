@@ -51,7 +51,7 @@ def test_volumes(tmp_path):
         read(tmp_path / "b.nii.gz")
 
 
-def write_dicom(path, photometric, values):
+def write_dicom(path, photometric, values, **tags):
     pydicom = pytest.importorskip("pydicom")
     meta = pydicom.dataset.FileMetaDataset()
     meta.MediaStorageSOPClassUID = pydicom.uid.DigitalXRayImageStorageForPresentation
@@ -64,6 +64,8 @@ def write_dicom(path, photometric, values):
     data.SamplesPerPixel, data.PixelRepresentation = 1, 0
     data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
     data.PixelData = values.astype("<u2").tobytes()
+    for name, value in tags.items():
+        setattr(data, name, value)
     if version_geq(pydicom.__version__, "3.0"):
         data.save_as(path, enforce_file_format=True)
     else:
@@ -83,3 +85,13 @@ def test_not_an_image(tmp_path):
     (tmp_path / "a.png").write_text("hello")
     with pytest.raises(Exception, match=r"a\.png"):
         read(tmp_path / "a.png")
+
+
+def test_a_folder_of_slices_is_a_volume(tmp_path):
+    values = np.arange(200, dtype=np.uint16).reshape(10, 20)
+    (tmp_path / "series").mkdir()
+    for number in range(3):
+        place = {"ImagePositionPatient": [0, 0, number], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        place |= {"SeriesInstanceUID": "1.2.3", "PixelSpacing": [1, 1], "InstanceNumber": number}
+        write_dicom(tmp_path / f"series/{number}.dcm", "MONOCHROME2", values + number, **place)
+    assert read(tmp_path / "series").shape == (1, 20, 10, 3)
