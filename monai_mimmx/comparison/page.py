@@ -13,7 +13,15 @@ from typing import Any
 import pandas as pd
 
 from monai_mimmx.comparison.runner import read_run
-from monai_mimmx.comparison.tables import collect_rows, format_tables, make_tables, notes, row_title, summarise
+from monai_mimmx.comparison.tables import (
+    collect_rows,
+    format_tables,
+    make_tables,
+    notes,
+    row_title,
+    summarise,
+    swept_agreement,
+)
 from monai_mimmx.evaluation.scores import SUBSET_TITLES
 from monai_mimmx.files import write_csv, write_json, write_text
 from monai_mimmx.handlers import read_history
@@ -149,7 +157,7 @@ def _first_runs(folder: Path, done: Sequence[Mapping[str, Any]]) -> dict[str, tu
     folders = {}
     for path in folder.rglob("run.json"):
         run = read_run(path)
-        folders[run["name"], run["options"].get("agreement"), run["seed"]] = path.parent
+        folders[run["name"], swept_agreement(run), run["seed"]] = path.parent
     first: dict[str, tuple[int, Path]] = {}
     for row in sorted(done, key=lambda row: row["seed"]):
         key = (row["name"], row.get("agreement"), row["seed"])

@@ -85,6 +85,12 @@ class ScoreTable:
         return f"## {self.heading}\n\n{self.title}\n\n{markdown_table(self.header, self.lines)}"
 
 
+def swept_agreement(run: Mapping[str, Any]) -> float | None:
+    """The agreement of a strength sweep that a run belongs to; one per factor, or "natural", is none of a sweep."""
+    agreement = run["options"].get("agreement")
+    return agreement if isinstance(agreement, int | float) else None
+
+
 def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     One row for every finished or failed run below a comparison's folder.
@@ -112,10 +118,10 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{recorded} is not whole: {error}") from error
     runs = [(path, read_run(path)) for path in planned]
-    own = {(run["name"], run["options"].get("agreement"), run["seed"]) for _, run in runs}
+    own = {(run["name"], swept_agreement(run), run["seed"]) for _, run in runs}
     rows = []
     for path, run in runs:
-        agreement = run["options"].get("agreement")
+        agreement = swept_agreement(run)
         scores = _scores(path.parent)
         if scores is None:
             continue

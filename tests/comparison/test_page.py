@@ -107,6 +107,14 @@ def test_strength_curves_where_the_agreement_was_swept(folder):
     assert "A method with one seed has no interval." in page_of(folder)
 
 
+@pytest.mark.parametrize("agreement", [[0.9, "natural"], "natural"])
+def test_an_agreement_that_is_no_number_is_none_of_a_sweep(folder, agreement):
+    for seed in range(2):
+        add_run(folder, "rebalance", seed, 0.8, agreement=agreement)
+    write_comparison(folder)
+    assert "| rebalance | 2 | 90.0 ± 0.0 | 80.0 ± 0.0 |" in (folder / "tables.md").read_text()
+
+
 def test_failed_and_half_written_runs_are_named(folder):
     failed = add_run(folder, "dcor", 0, 0.5)
     (failed / "metrics.json").unlink()
