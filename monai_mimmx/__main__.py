@@ -16,6 +16,7 @@ from typing import Any
 from monai_mimmx.audit import audit_classifier
 from monai_mimmx.bundle_folders import bundle_folders, copy_bundle
 from monai_mimmx.comparison import (
+    check_runs,
     execute_runs,
     method_options,
     plan_runs,
@@ -196,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options=_bundle_options(given),
         )
         if options.list:
+            check_runs(runs)
             for run in runs:
                 if not run.is_finished:
                     print(shlex.join(run.command))

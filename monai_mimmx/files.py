@@ -18,7 +18,7 @@ import torch
 
 __all__ = ["replacing", "spreadsheet_text", "write_checkpoint", "write_csv", "write_json", "write_text"]
 
-_FORMULA = re.compile(r"[=@\t\r]|[+-](?!\d+(\.\d+)?$)")
+_FORMULA = re.compile(r"[=@\t\r]|[+-](?!(\d+(\.\d+)?( ± \d+(\.\d+)?)?)?$)")
 
 
 def _is_alive(process: str) -> bool:

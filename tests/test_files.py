@@ -73,3 +73,10 @@ def test_no_text_of_a_table_is_a_formula_for_a_spreadsheet(tmp_path):
     read = pd.read_csv(tmp_path / "t.csv", dtype=str, keep_default_na=False)
     assert list(read.columns) == ["'=head", "b"]
     assert list(read["'=head"]) == ["'=1+1", "'@x", "+1", "-0.5", "'+HYPERLINK(1)", "'-1-1", "'\t=1", "plain", "3", ""]
+
+
+def test_signed_figures_of_a_table_are_no_formulas(tmp_path):
+    cells = ["+60.0 ± 1.0", "-3.2 ± 0.4", "-", "+5", "-1+cmd|' /C calc'!A0", "-x", "+60.0 ± 1.0+A1"]
+    write_csv(tmp_path / "a.csv", pd.DataFrame({"gap": cells}))
+    stored = (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()[1:]
+    assert stored == [*cells[:4], *(f"'{cell}" for cell in cells[4:])]

@@ -4,7 +4,7 @@
 
 from monai_mimmx.comparison.methods import method_options
 from monai_mimmx.comparison.page import write_comparison
-from monai_mimmx.comparison.runner import PlannedRun, execute_runs, plan_runs
+from monai_mimmx.comparison.runner import PlannedRun, check_runs, execute_runs, plan_runs
 from monai_mimmx.comparison.tables import (
     ScoreTable,
     collect_rows,
@@ -18,6 +18,7 @@ from monai_mimmx.comparison.tables import (
 __all__ = [
     "PlannedRun",
     "ScoreTable",
+    "check_runs",
     "collect_rows",
     "execute_runs",
     "format_tables",

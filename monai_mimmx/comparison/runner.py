@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -30,10 +32,13 @@ try:
 except ImportError:  # pragma: no cover - Windows has no such lock: there, do not run one folder twice at once
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["PlannedRun", "execute_runs", "plan_runs", "read_metrics", "read_run"]
+__all__ = ["PlannedRun", "check_runs", "execute_runs", "failure", "plan_runs", "read_metrics", "read_run"]
 
 NEEDED = ("accuracy", "config", "n", "probes", "seconds", "task_names", "version")
 """What a finished run's metrics hold at least."""
+
+OF_THE_MACHINE = ("amp", "device", "output_dir")
+"""Settings in which two runs of one plan may differ."""
 
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -244,8 +249,8 @@ def execute_runs(
     """
     if jobs < 1:
         raise ValueError(f"expected jobs of 1 or more, got {jobs}")
+    check_runs(runs)
     for run in runs:
-        _check_same(run)
         if run.is_finished and not _is_recorded(run):
             _record(run)  # its command was run by itself, or for fewer names
     waiting = [run for run in runs if not run.is_finished]
@@ -271,8 +276,24 @@ def execute_runs(
     return counts
 
 
+def check_runs(runs: Sequence[PlannedRun]) -> None:
+    """
+    See that no run's folder holds another one.
+
+    Args:
+        runs: of `plan_runs`.
+
+    Raises:
+        ValueError: a folder holds a run with other options or config files, or a `run.json` that is not whole.
+
+    Example:
+        >>> check_runs([])
+    """
+    for run in runs:
+        _check_same(run)
+
+
 def _check_same(run: PlannedRun) -> None:
-    """Raise where the run's folder holds another one."""
     path = run.folder / "run.json"
     now = json.loads(json.dumps(dict(run.options)))
     if path.is_file():
@@ -282,14 +303,38 @@ def _check_same(run: PlannedRun) -> None:
         before = stored["options"]
         keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
     elif run.is_finished:  # by its command alone: there are only the values that it resolved
-        before = read_metrics(run.folder / "metrics.json")["config"]
-        plain = {key: value for key, value in now.items() if not str(value).startswith(("$", "@"))}
-        keys = sorted(key for key in {*before} & {*plain} if before[key] != plain[key])
+        before, now = read_metrics(run.folder / "metrics.json")["config"], _settings(run)
+        keys = sorted(key for key in {*before} & {*now} if before[key] != now[key])
     else:
         return
     if keys:
         told = ", ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys)
         raise ValueError(f"{run.folder} holds a run with other options ({told}): name another output_dir")
+
+
+def _settings(run: PlannedRun) -> dict[str, Any]:
+    """The values of the settings that the run will record, as they are read back, but those of the machine."""
+    files = ast.literal_eval(run.config_file) if run.config_file.startswith("[") else [run.config_file]
+    parser = ConfigParser(ConfigParser.load_config_files(files))
+    parser.update({**run.options, "bundle_root": run.bundle})
+    values = json.loads(json.dumps(parser.get_parsed_content("settings") if "settings" in parser else {}))
+    return {key: value for key, value in values.items() if key not in OF_THE_MACHINE}
+
+
+def failure(status: int, lines: Sequence[str]) -> str:
+    """
+    Why a run ended without its figures, in one line.
+
+    Args:
+        status: of its process; -n where signal n killed it.
+        lines: what it printed last.
+
+    Example:
+        >>> failure(1, ["Traceback", "ValueError: no column 'age'"]), failure(-9, ["training: 14 %"])
+        ("ValueError: no column 'age'", 'killed by signal 9 (Killed), after: training: 14 %')
+    """
+    last = lines[-1] if lines else "no output"
+    return last if status >= 0 else f"killed by signal {-status} ({signal.strsignal(-status)}), after: {last}"
 
 
 def _record(run: PlannedRun) -> None:
@@ -332,7 +377,7 @@ def _run(run: PlannedRun, jobs: int, places: list[int], processes: set[subproces
                 )
             except OSError as error:
                 log.write(f"it could not be started: {error}\n")
-                status = -1
+                status = 127  # as shells have it
             else:
                 processes.add(process)
                 status = process.wait()
@@ -345,7 +390,7 @@ def _run(run: PlannedRun, jobs: int, places: list[int], processes: set[subproces
         return "finished", f"y {figures} % | {seconds:.0f} s"
     lines = (run.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     write_json(run.folder / "error.json", {"status": status, "lines": lines[-20:], "command": list(run.command)})
-    return "failed", f"FAILED with status {status}: {lines[-1] if lines else 'no output'} | see {run.folder}/log.txt"
+    return "failed", f"FAILED with status {status}: {failure(status, lines)} | see {run.folder}/log.txt"
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ import numpy as np
 from scipy import stats
 
 from monai_mimmx.comparison.methods import METHODS
-from monai_mimmx.comparison.runner import read_metrics, read_run
-from monai_mimmx.evaluation.scores import SUBSET_TITLES, verdict
+from monai_mimmx.comparison.runner import failure, read_metrics, read_run
+from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, verdict
 from monai_mimmx.losses.dependence import WITHOUT_DEPENDENCE
 from monai_mimmx.report.page import markdown_table
 
@@ -100,7 +100,7 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Returns:
         Rows with "name", "seed", "agreement" (None: the bundle's own), "config", "seconds", "version", "commit" and the
-        scores as in `metrics.json`; of a failed run "name", "seed", "agreement" and "error", its last line. A run whose
+        scores as in `metrics.json`; of a failed run "name", "seed", "agreement" and "error" (see `failure`). A run whose
         `metrics.json` cannot be read is a failed one. A method that was not run because it is the same setting as another
         has that one's rows, with its name in "same_as".
 
@@ -150,8 +150,8 @@ def _scores(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         if not (folder / "error.json").is_file():
             return None
-        lines = json.loads((folder / "error.json").read_text(encoding="utf-8"))["lines"]
-        return {"error": lines[-1] if lines else "no output"}
+        stored = json.loads((folder / "error.json").read_text(encoding="utf-8"))
+        return {"error": failure(stored["status"], stored["lines"])}
     config = {key: value for key, value in metrics["config"].items() if key not in ("output_dir", "device")}
     about = {key: metrics.get(key) for key in ("task_names", "n", "version", "commit")}
     return {**about, "config": config, "seconds": metrics["seconds"], **{key: metrics.get(key) for key in KEPT}}
@@ -206,6 +206,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         Per method: "name", "agreement", "seeds", "failed", and "values": a path of keys such as
         `("accuracy", "inv", "y")` or `("probes", "linear", "f_y", "sex")` to `(mean, half width)`, fractions.
+        `("gap_size",)` is that of the gap between Val and Inv without its sign.
 
     Example:
         >>> rows = [{"name": "a", "seed": s, "agreement": None, "accuracy": {"inv": {"y": v}}} for s, v in enumerate((0.5, 0.7))]
@@ -219,10 +220,10 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     summaries = []
     for (name, agreement), members in groups.items():
         done = [row for row in members if "error" not in row]
-        leaves = [
-            dict(_leaves({key: row[key] for key in KEPT if row.get(key) is not None} | {"seconds": row.get("seconds")}))
-            for row in done
-        ]
+        leaves = [dict(_leaves({key: row.get(key) for key in (*KEPT, "seconds")})) for row in done]
+        for leaf in leaves:
+            if ("drop_val_inv",) in leaf:
+                leaf["gap_size",] = abs(leaf["drop_val_inv",])
         paths = dict.fromkeys(path for leaf in leaves for path in leaf)
         summaries.append(
             {
@@ -433,6 +434,16 @@ def _mean(values: Values, *path: str) -> float | None:
     return values[path][0] if path in values else None
 
 
+def _verdict(values: Values, chance: float | None) -> str:
+    """The verdict over seeds, whose opposite gaps do not make up for each other."""
+    gap, size = _mean(values, "drop_val_inv"), _mean(values, "gap_size")
+    if gap is None or size is None:
+        return "-"
+    if abs(gap) <= FEW_POINTS < size:
+        return "differs between seeds"
+    return verdict(gap, balanced=_mean(values, "accuracy", "bal", "y"), chance=chance)
+
+
 def _summary(
     summaries: Sequence[Mapping[str, Any]],
     tasks: Sequence[str],
@@ -442,7 +453,6 @@ def _summary(
     lines = []
     for summary in summaries:
         values = summary["values"]
-        gap, balanced = _mean(values, "drop_val_inv"), _mean(values, "accuracy", "bal", "y")
         leaks = {task: _mean(values, "probes", "linear", "f_y", task) for task in tasks[1:]}
         above = {task: value - chance[task] for task, value in leaks.items() if value is not None}
         most = max(above, key=lambda task: above[task], default=None)
@@ -451,8 +461,9 @@ def _summary(
         lines.append(
             [
                 summary["title"],
-                "-" if gap is None else verdict(gap, balanced=balanced, chance=chance.get("y")),
+                _verdict(values, chance.get("y")),
                 _number(values, "drop_val_inv", sign=True),
+                _number(values, "gap_size"),
                 _number(values, "accuracy", "bal", "y"),
                 _number(values, "worst_group", "bal", "accuracy"),
                 "-" if most is None else f"{most} {100 * above[most]:+.1f}",
@@ -462,10 +473,20 @@ def _summary(
     return ScoreTable(
         "summary",
         "At a glance",
-        "The verdict is on the mean gap: a shortcut above 5 points, over-corrected below -5. The leak is the "
-        "factor that a linear probe reads best from f_y, in points above chance. lambda: the weight of the dependence "
-        "term, which a bundle may set for each method.",
-        ["method", "verdict", "y Val - Inv", "y Bal", "worst group Bal", "leak into f_y", "lambda"],
+        "The verdict is on the mean gap: a shortcut above 5 points, over-corrected below -5; where it is "
+        "within 5 points but its mean size is not, as one seed makes up for another, it differs between seeds. The leak "
+        "is the factor that a linear probe reads best from f_y, in points above chance. lambda: the weight of the "
+        "dependence term, which a bundle may set for each method.",
+        [
+            "method",
+            "verdict",
+            "y Val - Inv",
+            "size of y Val - Inv",
+            "y Bal",
+            "worst group Bal",
+            "leak into f_y",
+            "lambda",
+        ],
         lines,
     )
 

@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 SUBSET_TITLES = {"val": "Val", "inv": "Inv", "bal": "Bal"}
+FEW_POINTS = 0.05
+"""What a gap, or a probe above chance, may be before it is told as a shortcut or a leak."""
 
 
 def _groups(predictions: Predictions, task: int, by: str) -> np.ndarray:
@@ -389,11 +391,11 @@ def verdict(gap: float, *, balanced: float | None = None, chance: float | None =
         >>> verdict(0.43), verdict(-0.2), verdict(0.01)
         ('shortcut', 'over-corrected (anti-shortcut)', 'balanced')
     """
-    if gap > 0.05:
+    if gap > FEW_POINTS:
         return "shortcut"
-    if gap < -0.05:
+    if gap < -FEW_POINTS:
         return "over-corrected (anti-shortcut)"
-    if balanced is not None and chance is not None and balanced < chance + 0.05:
+    if balanced is not None and chance is not None and balanced < chance + FEW_POINTS:
         return "at chance (not learned)"
     return "balanced"
 

@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monai_mimmx.evaluation.scores import SUBSET_TITLES, verdict
+from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, cell_name, verdict
 from monai_mimmx.files import write_text
 from monai_mimmx.report.html import EXPLAINED, _ends, _percent, _plain_value, _points, _row_name, _subsets
 from monai_mimmx.report.page import markdown_table
@@ -23,8 +24,6 @@ LIMITS = (
     "Only the factors above were looked at. A shortcut through anything else is not seen here.",
     "One training with one seed: another seed gives other figures. The intervals cover the choice of test subjects only.",
 )
-FEW_POINTS = 0.05
-"""A probe further above chance than this is told as a leak; the measure of `verdict`."""
 
 
 def _counts(metrics: Mapping[str, Any]) -> str:
@@ -40,6 +39,7 @@ def _counts(metrics: Mapping[str, Any]) -> str:
 def _trained_on(metrics: Mapping[str, Any]) -> list[str]:
     classes = metrics.get("classes") or {}
     excluded = metrics.get("excluded") or {}
+    refit = ", and the last layer of y fitted anew there" if metrics.get("method") == "dfr" else ""
     parts = [
         markdown_table(
             ["task", "classes"],
@@ -56,8 +56,8 @@ def _trained_on(metrics: Mapping[str, Any]) -> list[str]:
         + markdown_table(["reason", "rows"], [(reason, count) for reason, count in excluded.items()])
         if excluded
         else "",
-        "The network learns from train; the epoch is chosen on select; probes are fitted on probe. Val has the correlation "
-        "of the training data, Inv the opposite one, Bal none.",
+        f"The network learns from train; the epoch is chosen on select{refit}; probes are fitted on probe. Val has the "
+        "correlation of the training data, Inv the opposite one, Bal none.",
     ]
     return [part for part in parts if part]
 
@@ -128,8 +128,15 @@ def _limits(metrics: Mapping[str, Any]) -> list[str]:
             "leaving out rows (of a natural factor none): that is the composition of no clinic."
         )
     if train := (metrics.get("cells") or {}).get("train"):
-        cell = min(train, key=train.get)  # type: ignore[arg-type]
-        limits.append(f"The rarest group in training, {cell}, has {train[cell]} images.")
+        classes = metrics.get("classes") or {}
+        groups = [cell_name(list(classes), cell) for cell in itertools.product(*map(range, map(len, classes.values())))]
+        counts = dict.fromkeys(groups if classes else (), 0) | train
+        least = min(counts.values())
+        rarest = [cell for cell, count in counts.items() if count == least]
+        more = f" and {len(rarest) - 3} more" if len(rarest) > 3 else ""
+        limits.append(
+            f"The rarest group{'s' if len(rarest) > 1 else ''} in training, {'; '.join(rarest[:3])}{more}: {least} images."
+        )
     return ["\n".join(f"- {limit}" for limit in limits)]
 
 

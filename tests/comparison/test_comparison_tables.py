@@ -56,6 +56,21 @@ def test_agreements_are_rows_of_their_own():
     assert "Measured (a @ 0.9): 100 of them to train" in format_tables(sized)
 
 
+def glance(rows):
+    return next(table for table in make_tables(rows) if table.name == "summary")
+
+
+def test_opposite_failures_of_seeds_do_not_cancel_to_a_verdict():
+    apart = [row("a", 0, 0.46), row("a", 1, 1.12), row("a", 2, 1.10)]  # gaps +44, -22, -20: mean +0.7, size 28.7
+    within = [row("b", 0, 0.86), row("b", 1, 0.93), row("b", 2, 0.91)]  # gaps +4, -3, -1
+    above = [row("c", 0, 0.60), row("c", 1, 0.97)]  # gaps +30, -7: a shortcut by the mean
+    table = glance([*apart, *within, *above])
+    verdicts = {line[0]: line[1] for line in table.lines}
+    assert verdicts == {"a": "differs between seeds", "b": "balanced", "c": "shortcut"}
+    size = table.header.index("size of y Val - Inv")
+    assert [line[size] for line in table.lines] == ["28.7 ± 33.1", "2.7 ± 3.8", "18.5 ± 146.1"]
+
+
 def test_nothing_finished():
     assert "No run finished: a seed 0: x" in format_tables([{"name": "a", "seed": 0, "error": "x"}])
 

@@ -118,7 +118,7 @@ def test_an_agreement_that_is_no_number_is_none_of_a_sweep(folder, agreement):
 def test_failed_and_half_written_runs_are_named(folder):
     failed = add_run(folder, "dcor", 0, 0.5)
     (failed / "metrics.json").unlink()
-    (failed / "error.json").write_text(json.dumps({"lines": ["...", "<b>out of memory</b>"]}))
+    (failed / "error.json").write_text(json.dumps({"status": 1, "lines": ["...", "<b>out of memory</b>"]}))
     half = add_run(folder, "mmd", 0, 0.5)
     (half / "metrics.json").write_text('{"task_names": ["si')
     write_comparison(folder)
@@ -130,7 +130,7 @@ def test_failed_and_half_written_runs_are_named(folder):
 def test_nothing_finished_is_said(tmp_path):
     failed = add_run(tmp_path, "dcor", 0, 0.5)
     (failed / "metrics.json").unlink()
-    (failed / "error.json").write_text(json.dumps({"lines": ["no memory"]}))
+    (failed / "error.json").write_text(json.dumps({"status": 1, "lines": ["no memory"]}))
     write_comparison(tmp_path)
     assert "0 runs finished, 1 failed" in page_of(tmp_path) and "no memory" in page_of(tmp_path)
     assert "No run finished: dcor seed 0: no memory" in (tmp_path / "tables.md").read_text()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from monai_mimmx.__main__ import main
-from monai_mimmx.comparison import execute_runs, method_options, plan_runs, runner
+from monai_mimmx.comparison import check_runs, collect_rows, execute_runs, method_options, plan_runs, runner
 from monai_mimmx.comparison.methods import METHODS
 
 METRICS = {
@@ -45,13 +45,15 @@ def bundle(tmp_path):
         "sampling": None,
         "seed": 0,
         "wait": 0,
+        "epochs": 2,
+        "settings": {"seed": "@seed", "epochs": "@epochs", "device": "cpu"},
         "metrics": METRICS,
         "initialize": ["$monai_mimmx.errors.show_root_cause()"],
         "run": [
             "$print('threads', os.environ['OMP_NUM_THREADS'])",
             "$time.sleep(@wait)",
             "$1 / 0 if @method == 'dcor' else None",
-            "$open(@output_dir + '/metrics.json', 'w').write(json.dumps(@metrics))",
+            "$open(@output_dir + '/metrics.json', 'w').write(json.dumps(@metrics | {'config': @settings}))",
         ],
     }
     root = tmp_path / "a bundle"
@@ -165,11 +167,16 @@ def test_other_config_files_in_the_same_folder_are_refused(bundle):
 
 
 def test_metrics_of_a_command_with_other_options_are_refused(bundle):
-    (run,) = runs(bundle, "baseline", options={"epochs": 3, "lr": "$1 / 2"})
+    (bundle / "configs/short.json").write_text('{"epochs": "$1 + @seed"}')
+    (run,) = runs(bundle, "baseline")
     run.folder.mkdir(parents=True)
-    (run.folder / "metrics.json").write_text(json.dumps(METRICS | {"config": {"seed": 0, "epochs": 2, "lr": 0.5}}))
-    with pytest.raises(ValueError, match="with other options .epochs: 2 there, 3 now.: name another output_dir"):
-        execute_runs([run], progress=False)
+    config = {"seed": 0, "epochs": 2, "device": "cuda:1"}
+    (run.folder / "metrics.json").write_text(json.dumps(METRICS | {"config": config}))
+    check_runs([run])
+    message = "with other options .epochs: 2 there, {} now.: name another output_dir"
+    for other, epochs in (({"options": {"epochs": "$1 + 2"}}, 3), ({"overlays": [bundle / "configs/short.json"]}, 1)):
+        with pytest.raises(ValueError, match=message.format(epochs)):
+            execute_runs(runs(bundle, "baseline", **other), progress=False)
 
 
 def test_metrics_of_something_else_are_run_again(bundle):
@@ -226,6 +233,27 @@ def test_the_list_of_commands_runs_by_itself(bundle, capsys):
     assert "seed_1" in capsys.readouterr().out
     assert main(["compare", *arguments, "--methods", "baseline", "--seeds", "1", "--", "--wait", "0"]) == 0
     assert "| baseline | 1 |" in capsys.readouterr().out
+
+
+def test_no_command_is_listed_for_a_folder_that_holds_another_config(bundle, capsys):
+    execute_runs([quick(run) for run in runs(bundle, "dcor")], progress=False, report=lambda line: None)
+    arguments = ["compare", "--bundle", str(bundle), "--output_dir", str(bundle.parent / "out"), "--list"]
+    assert main([*arguments, "--methods", "dcor", "--seeds", "1"]) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*arguments, "--methods", "dcor", "--seeds", "1", "--overlay", str(bundle / "configs/train.json")])
+    printed = capsys.readouterr()
+    assert "name another output_dir" in printed.err and not printed.out
+
+
+def test_a_killed_cell_is_told_so(bundle):
+    (run,) = runs(bundle, "baseline")
+    killed = "import os, signal; print('training: 14 %', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    lines = []
+    killed_run = dataclasses.replace(run, command=(sys.executable, "-c", killed))
+    execute_runs([killed_run], progress=False, report=lines.append)
+    (row,) = collect_rows(bundle.parent / "out")
+    assert row["error"] == "killed by signal 9 (Killed), after: training: 14 %" and row["error"] in lines[0]
 
 
 def test_sweep_folders_and_commands(bundle):

@@ -66,7 +66,7 @@ def test_tables_say_what_it_was_trained_on_and_how_each_group_fares(tmp_path):
         "| y, worst group | 12.5 (y=1, sex=0; 40 images) | – | – |",
         "| f_y | 91.5 | 53.2 |",
         "| chance | 50.0 | 51.0 |",
-        "- The rarest group in training, y=1, sex=0, has 12 images.",
+        "- The rarest groups in training, y=0, sex=1; y=1, sex=1: 0 images.",
         "| lambda_mi | `1.5` |",
     ):
         assert line in lines, line
@@ -95,6 +95,18 @@ def test_the_gap_is_flagged(tmp_path, gap, told):
 def test_what_probes_read_stands_beside_chance(tmp_path, read, told):
     matrix = {"f_y": {"y": 0.9, "sex": read}}
     assert told in written(tmp_path, whole(probes={"linear": matrix, "chance": {"y": 0.5, "sex": 0.51}}))
+
+
+def test_the_rarest_group_is_told_with_its_images(tmp_path):
+    cells = {"y=0, sex=0": 88, "y=1, sex=0": 12, "y=0, sex=1": 9, "y=1, sex=1": 40}
+    assert "- The rarest group in training, y=0, sex=1: 9 images." in written(tmp_path, whole(cells={"train": cells}))
+    many = whole(cells={"train": {"y=0, sex=0": 7}}, classes={"y": ["a", "b"], "sex": ["a", "b", "c"]})
+    assert "y=0, sex=1; y=0, sex=2; y=1, sex=0 and 2 more: 0 images." in written(tmp_path, many)
+
+
+def test_a_layer_that_was_fitted_on_the_selecting_images_is_told(tmp_path):
+    told = "the epoch is chosen on select, and the last layer of y fitted anew there; probes"
+    assert told in written(tmp_path, whole(method="dfr")) and told not in written(tmp_path, whole())
 
 
 def test_few_metrics_are_enough_and_strange_names_keep_the_tables(tmp_path):
