@@ -5,8 +5,7 @@ What a comparison costs beyond its runs, which are processes of their own.
 
 Each run of the brain bundle is made by its command alone and by the runner, in turns. `start` is the time to import the
 package and plan the runs, once a comparison; `around a run` what the runner adds to each; `report` the tables and the page.
-The overhead is all of it as a share of the plain runs, at this number of runs and, from the same figures, at 60 runs of a
-minute.
+The overhead is all of it as a share of these plain runs, which are few and short.
 """
 
 from __future__ import annotations
@@ -79,5 +78,4 @@ def measure(quick: bool = False) -> dict[str, list[dict[str, Any]]]:
     row: dict[str, Any] = {"runs": len(plain), "plain_seconds": sum(plain), "seconds_in_the_runner": sum(inside)}
     row |= {"start_seconds": start, "seconds_around_a_run": each, "report_seconds": report}
     row["overhead_percent"] = 100 * (start + sum(around) + report) / sum(plain)
-    row["overhead_percent_at_60_runs_of_a_minute"] = 100 * (start + 60 * each + report) / 3600
     return {"runner": [row]}

@@ -35,4 +35,6 @@ def measure(quick: bool = False) -> dict[str, list[dict[str, Any]]]:
         repeats=1 if quick else 3,
         warm_up=0,
     )
-    return {"evaluation": [{"samples": samples, **{f"{name}_seconds": value for name, value in seconds.items()}}]}
+    embedded = len(tsne(score.features.reshape(samples, -1))[1])  # it draws some
+    row = {"samples": samples, "embedded": embedded, **{f"{name}_seconds": value for name, value in seconds.items()}}
+    return {"evaluation": [row]}

@@ -131,9 +131,12 @@ class EstimatorCheck:
         self.after = after
         self.logger = logging.getLogger("monai_mimmx")
         self._warned: set[str] = set()
+        self._limit: float | None = None
 
     def attach(self, engine: Engine) -> None:
         """Look at the estimates at the end of every epoch of ``engine``."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._note_limit)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._check)
 
     def limit(self, engine: Engine) -> float | None:
@@ -147,8 +150,16 @@ class EstimatorCheck:
         samples = len(label) if label.ndim > 1 else len(items)
         return float(resolvable(samples * idist.get_world_size()))  # the estimate is that of the joint batch
 
-    def _check(self, engine: Engine) -> None:
+    def _start_epoch(self, engine: Engine) -> None:
+        self._limit = None
+
+    def _note_limit(self, engine: Engine) -> None:
         limit = self.limit(engine)
+        if limit is not None:  # that of the epoch is its largest batch's: the last one may be a small rest
+            self._limit = limit if self._limit is None else max(limit, self._limit)
+
+    def _check(self, engine: Engine) -> None:
+        limit = self._limit
         for name in () if limit is None else getattr(engine, "term_names", ()):
             value = engine.state.metrics.get(f"mi_{name}", 0.0)
             if abs(value) > limit and name not in self._warned:  # type: ignore[operator]

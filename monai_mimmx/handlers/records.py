@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 from monai.utils import optional_import
 from torch import Tensor
@@ -118,7 +119,7 @@ class EpochRecorder:
             engine.state.output = output = [output]  # type: ignore[assignment]
         for key, value in output[0].items():
             if isinstance(value, Tensor) and value.ndim == 0:
-                value = value.detach().double()
+                value = value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64)
             elif not isinstance(value, int | float):  # which decollation makes of a scalar
                 continue
             self._sums[key] = self._sums[key] + value if key in self._sums else value

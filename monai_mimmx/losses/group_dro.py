@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import ignite.distributed as idist
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,7 +33,9 @@ class GroupDROCrossEntropy(nn.Module):
     Raises:
         ValueError: for a step_size that is not above 0.
 
-    The buffer ``weights`` holds q, one entry per group in the order of the cells, and is part of the state.
+    The buffer ``weights`` holds q, one entry per group in the order of the cells, and is part of the state. With several
+    processes L_g is the mean over the joint batch, so that all have the same weights, and each returns its part of the
+    primary loss times their number: DistributedDataParallel's mean of the gradients is then that of the joint batch.
 
     Example:
         >>> loss = GroupDROCrossEntropy((2, 2), step_size=1.0)
@@ -66,8 +70,6 @@ class GroupDROCrossEntropy(nn.Module):
         """
         losses = self.tasks(logits, labels)
         grouped = (labels >= 0).all(1)
-        if not bool(grouped.any()):
-            return losses
         members = torch.zeros(len(labels), dtype=torch.long, device=labels.device)
         for label, classes in zip(labels.unbind(1), self.num_classes, strict=True):
             members = members * classes + label
@@ -75,12 +77,19 @@ class GroupDROCrossEntropy(nn.Module):
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         each = F.cross_entropy(logits[grouped, : self.num_classes[0]], labels[grouped, 0], reduction="none")
         zeros = each.new_zeros(len(self.weights))
+        sums = zeros.index_add(0, members, each)
         counts = zeros.index_add(0, members, torch.ones_like(each))
-        group_losses = zeros.index_add(0, members, each) / counts.clamp(min=1)
         with torch.no_grad():
+            total: Any = torch.stack([sums.detach(), counts])
+            if (processes := idist.get_world_size()) > 1:
+                total = idist.all_reduce(total)
+            if not bool(total[1].any()):
+                return losses
+            counts = total[1].clamp(min=1)
             # As logarithms, for the exponential of a large loss is infinite.
-            self.weights = (self.weights.to(each.device).log() + self.step_size * group_losses).softmax(0)
-        return torch.cat([(self.weights * group_losses).sum().unsqueeze(0), losses[1:]])
+            self.weights = (self.weights.to(each.device).log() + self.step_size * total[0] / counts).softmax(0)
+        primary = processes * (self.weights * sums / counts).sum()
+        return torch.cat([primary.unsqueeze(0), losses[1:]])
 
 
 def make_task_loss(method: str, num_classes: Sequence[int]) -> nn.Module:

@@ -102,7 +102,8 @@ class MINELoss(nn.Module):
             class. Zero where x and z agree only because both follow y.
         num_classes: the number of classes of ``condition``; used when ``conditional``.
         standardize: bring x and z to mean 0 and variance 1 over the batch first. MI is unchanged by it, and an
-            encoder cannot then lower the value by shrinking its features.
+            encoder cannot then lower the value by shrinking its features. 1e-5 is added to the variance, so that the
+            gradient of a constant feature stays finite: one whose deviation is not well above 0.003 stays below 1.
         ema_rate: weight in (0, 1] of the current batch in the moving average of ``mean exp T`` that replaces the
             batch's own in the gradient (MINE's bias correction); 0 turns it off. Above 0.1 it is unstable.
 

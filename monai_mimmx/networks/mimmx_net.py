@@ -22,7 +22,8 @@ class MIMMXNet(nn.Module):
     Feature encoder, N + 1 feature blocks f_y, f_z1 .. f_zN, one linear head per block, and the attention weights.
 
     The encoder's output is projected to (N + 1) * feature_dim values, which are standardised over the batch (batch
-    normalization without scale and shift), so that no block can lower a dependence estimate by shrinking.
+    normalization without scale and shift, 1e-5 added to the variance), so that no block can lower a dependence estimate
+    by shrinking.
 
     By default the network returns ONE tensor, the logits of all heads side by side; that is what TorchScript, ONNX and
     MONAI's checks handle. ``return_features=True`` adds the feature blocks and attention weights.

@@ -135,6 +135,21 @@ class TestEstimatorCheck:
             "Lower mine_learning_rate or lambda_mi, or raise n_b or batch_size" in line for line in (first, second)
         )
 
+    def test_a_small_last_batch_does_not_lower_the_limit(self, caplog):
+        """Batches of 16, 16 and 3: an estimate of 3 nats is beyond ln 6 = 1.8 of the last, not beyond the others' 4.2."""
+
+        def step(engine, batch):
+            return {"loss_y": torch.tensor(0.0), "label": torch.zeros(batch, 2), "mi_sex": torch.tensor(self.value)}
+
+        trainer = Engine(step)
+        trainer.dependence, trainer.term_names = BlockMutualInformation(8, factors=(0,), negatives=4), ("sex",)
+        EpochRecorder(None, task_names=("y",)).attach(trainer)
+        EstimatorCheck().attach(trainer)
+        for self.value, told in ((3.0, 0), (4.5, 1)):
+            with caplog.at_level(logging.WARNING, logger="monai_mimmx"):
+                trainer.run([16, 16, 3], max_epochs=1)
+            assert len(caplog.messages) == told
+
     def test_terms_that_are_no_estimates_are_left_alone(self, caplog):
         with caplog.at_level(logging.WARNING, logger="monai_mimmx"):
             self.run([[100.0, 100.0]], BlockDistanceCorrelation(factors=(0, 1)))

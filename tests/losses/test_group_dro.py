@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch.nn import functional as F
 
 from monai_mimmx.losses import GroupDROCrossEntropy, MultiTaskCrossEntropy
@@ -83,3 +84,39 @@ def test_huge_losses_give_finite_weights(size):
         assert value.isfinite().all()
     assert loss.weights.sum() == pytest.approx(1) and loss.weights[:2].max() < loss.weights[2:].min()
     assert value[0] == pytest.approx(size * float(loss.weights[2:].sum()), rel=1e-5)
+
+
+def half_of_the_batches(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    loss, results = GroupDROCrossEntropy(CLASSES, step_size=0.5), []
+    for logits, labels in joint_batches():
+        part = logits.chunk(2)[rank].clone().requires_grad_()
+        values = loss(part, labels.chunk(2)[rank])
+        values[0].backward()
+        results.append((values[0].detach(), part.grad / 2, loss.weights))  # DistributedDataParallel divides by 2
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def joint_batches():
+    """The second has no sample with a group in one of its halves."""
+    batches = [batch(seed) for seed in range(3)]
+    batches[1][1][12:, 1] = -1
+    return batches
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without torch.distributed")
+def test_two_processes_are_one_with_the_joint_batch(tmp_path):
+    torch.multiprocessing.spawn(half_of_the_batches, args=(str(tmp_path),), nprocs=2)
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    alone = GroupDROCrossEntropy(CLASSES, step_size=0.5)
+    for step, (logits, labels) in enumerate(joint_batches()):
+        whole = logits.clone().requires_grad_()
+        value = alone(whole, labels)[0]
+        value.backward()
+        values, gradients, weights = zip(*(part[step] for part in parts), strict=True)
+        torch.testing.assert_close(torch.stack(values).mean(), value.detach())
+        torch.testing.assert_close(torch.cat(gradients), whole.grad)
+        for each in weights:
+            torch.testing.assert_close(each, alone.weights)
