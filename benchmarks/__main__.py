@@ -1,7 +1,8 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
 """
-Run the benchmarks and write their rows as JSON and as tables, and what they come to in the README.
+Run the benchmarks and write their rows as JSON and as tables, and what they come to in the README, which also gets what
+the bundles have recorded.
 
 python -m benchmarks                                  all of them
 python -m benchmarks --only mine_update epoch         some; the others stay as they were measured on this machine
@@ -23,6 +24,7 @@ from typing import Any
 import monai
 import torch
 
+from benchmarks.readme import format_evidence, with_section
 from monai_mimmx.engines import reuse_freed_memory
 from monai_mimmx.files import write_json, write_text
 from monai_mimmx.report.page import markdown_table
@@ -39,7 +41,6 @@ NAMES = (
 )
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-BEGIN, END = "<!-- benchmarks: written by python -m benchmarks -->\n", "<!-- benchmarks: end -->"
 EMPTY: dict[str, Any] = {"machine": {}, "load": {}, "benchmarks": {}}
 
 
@@ -201,20 +202,6 @@ _SUMMARIES = {
 }
 
 
-def with_summary(text: str, results: Mapping[str, Any]) -> str:
-    """
-    A text with the summary between its two markers.
-
-    Raises:
-        ValueError: it does not hold each marker once, in order.
-    """
-    before, found, rest = text.partition(BEGIN)
-    _, ended, after = rest.partition(END)
-    if not found or not ended or BEGIN in after or END in after:
-        raise ValueError(f"expected the lines {BEGIN.strip()!r} and {END!r} once each, in this order")
-    return f"{before}{BEGIN}\n{format_summary(results)}\n{END}{after}"
-
-
 def load_results(path: Path) -> dict[str, Any]:
     """The recorded results; no benchmarks where there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else EMPTY  # type: ignore[no-any-return]
@@ -275,7 +262,10 @@ def main() -> None:
         write_json(options.output_dir / "results.json", known)
         write_text(options.output_dir / "results.md", format_tables(known))
         if options.output_dir == HERE:
-            write_text(README, with_summary(README.read_text(encoding="utf-8"), known))
+            text = with_section(
+                README.read_text(encoding="utf-8"), "evidence", format_evidence(HERE.parent / "bundles")
+            )
+            write_text(README, with_section(text, "benchmarks", format_summary(known)))
     print(format_summary(known))
 
 

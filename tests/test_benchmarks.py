@@ -3,6 +3,7 @@
 """The benchmarks run, and compare what they say they compare."""
 
 import importlib
+import json
 import math
 import sys
 from pathlib import Path
@@ -14,16 +15,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # they are no part of the pa
 
 from benchmarks.__main__ import (
     _SUMMARIES,
-    BEGIN,
     HERE,
     NAMES,
     README,
     format_summary,
     format_tables,
     load_results,
-    with_summary,
 )
 from benchmarks.mine_update import FORMS, AllPairs, make_update
+from benchmarks.readme import format_evidence, with_section
 from benchmarks.timing import interleaved, median_ratio, peak_megabytes
 
 
@@ -42,7 +42,8 @@ def test_each_runs_at_tiny_size_and_gives_a_table(name):
 
 def test_the_readme_says_what_is_recorded():
     text, results = README.read_text(encoding="utf-8"), load_results(HERE / "results.json")
-    assert with_summary(text, results) == text
+    assert with_section(text, "benchmarks", format_summary(results)) == text
+    assert with_section(text, "evidence", format_evidence(HERE.parent / "bundles")) == text
     if results["benchmarks"]:
         assert format_tables(results) == (HERE / "results.md").read_text(encoding="utf-8")
 
@@ -52,11 +53,21 @@ def test_a_summary_stands_between_its_markers():
     machine = {"processor": "P", "cores": 2, "threads": 1, "python": "3", "torch": "2", "monai": "1"}
     results = {"machine": machine, "load": {"a": 2.5}, "benchmarks": {"table_to_splits": {"table": [row]}}}
     text = README.read_text(encoding="utf-8")
-    changed = with_summary(text, results)
+    changed = with_section(text, "benchmarks", format_summary(results))
     assert "1.5 s to read, 0.25 s to split" in changed and "(load before a benchmark up to 2.5)" in changed
-    assert with_summary(changed, load_results(HERE / "results.json")) == text  # what stands around it is kept
-    with pytest.raises(ValueError, match="once each, in this order"):
-        with_summary(text.replace(BEGIN, ""), results)
+    recorded = format_summary(load_results(HERE / "results.json"))
+    assert with_section(changed, "benchmarks", recorded) == text  # what stands around it is kept
+    for broken in (text.replace("<!-- benchmarks: end -->", ""), text + "<!-- benchmarks: end -->"):
+        with pytest.raises(ValueError, match="once each, in this order"):
+            with_section(broken, "benchmarks", recorded)
+
+
+def test_the_evidence_holds_every_recorded_method_of_every_bundle():
+    lines = [line.split(" | ") for line in format_evidence(HERE.parent / "bundles").splitlines()[2:]]
+    named = {(line[0].split("[")[1].split("]")[0], line[1]) for line in lines}
+    for path in (HERE.parent / "bundles").glob("*/docs/rows.json"):
+        recorded = {(path.parents[1].name, row["name"]) for row in json.loads(path.read_text(encoding="utf-8"))}
+        assert recorded and recorded <= named
 
 
 def test_each_is_summed_up_in_the_readme():
