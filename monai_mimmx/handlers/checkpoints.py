@@ -223,7 +223,7 @@ class TrainingIdentity:
         subsets: of :func:`~monai_mimmx.data.make_subsets`; what is trained and selected on is compared by subjects and
             labels, in their order, wherever the images lie.
         task_names: the columns of the labels.
-        free: where it runs and where it writes, and for how long.
+        free: where it runs and where it writes, for how long, and what only a second part follows, which is run anew.
 
     Raises:
         ValueError: when it loads the state of another training, with everything that differs.
@@ -240,7 +240,10 @@ class TrainingIdentity:
         settings: Mapping[str, Any],
         subsets: Mapping[str, pd.DataFrame],
         task_names: Sequence[str],
-        free: Sequence[str] = ("amp", "dataset_dir", "device", "epochs", "output_dir", "refine_epochs"),
+        free: Sequence[str] = (
+            *("amp", "dataset_dir", "device", "epochs", "output_dir"),
+            *("refine_detach_z", "refine_epochs", "refine_feature_batches", "refine_lambda_mi"),
+        ),
     ) -> None:
         compared = {name: value for name, value in settings.items() if name not in free}
         tasks = list(task_names)
