@@ -223,6 +223,29 @@ def test_the_refinement_leaves_the_encoder_as_it_is(folders, tmp_path):
     assert losses[2] < losses[1]
 
 
+@pytest.mark.parametrize(
+    ("files", "given", "expected"),
+    [
+        (["train"], {}, (False, 3.0, 0)),
+        (["train"], {"lambda_mi": 0.5, "refine_feature_batches": 4}, (False, 1.5, 4)),
+        (["train"], {"refine_detach_z": True}, (True, 1.0, 2)),
+        (["train"], {"sampling": "correlated"}, (True, 1.5, 2)),
+        (["train"], {"conditional": False}, (True, 1.5, 2)),
+        (["train"], {"method": "rebalance"}, (True, 1.5, 2)),
+        (["train", "quick"], {}, (True, 1.0, 2)),
+    ],
+)
+def test_the_refinement_has_its_own_dependence_where_batches_are_balanced(files, given, expected, folders, tmp_path):
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "pleural_effusion/configs" / f"{name}.json") for name in files])
+    parser.update(options("pleural_effusion", folders, tmp_path, refine_epochs=1) | given)
+    trainer = parser.get_parsed_content("refine#trainer")
+    found = (trainer.detach_z, trainer.lambda_mi, trainer.feature_batches)
+    assert found == expected and parser.get_parsed_content("train#trainer").detach_z
+    settings = parser.get_parsed_content("settings")
+    assert tuple(settings[f"refine_{name}"] for name in ("detach_z", "lambda_mi", "feature_batches")) == expected
+
+
 def predict(bundle, folders, output, predictions, *overlays, **more):
     """The rows that an inference writes of five images of the cohort, by image; numbers as such."""
     images = sorted(path for path in (folders / bundle / "cohort").rglob("*.*") if path.suffix in IMAGES)[:5]
