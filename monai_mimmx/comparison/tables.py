@@ -374,8 +374,8 @@ def format_tables(
 
 def notes(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """
-    What a reader of the tables must know: sizes, missing intervals, methods that are one setting, runs that may not be
-    comparable, the source of published rows.
+    What a reader of the tables must know: sizes, missing intervals, methods that are one setting, runs of another precision
+    or that may not be comparable, the source of published rows.
     """
     done = [row for row in rows if "error" not in row]
     sizes: dict[str, list[str]] = {}
@@ -390,6 +390,12 @@ def notes(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, An
     told += [f"{' and '.join(names)} are the same setting here, so their rows are the same." for names in _same(done)]
     if len(tasks := sorted({", ".join(row["task_names"]) for row in done})) > 1:
         told.append(f"The runs are of different tasks, {'; '.join(tasks)}: give each bundle an output_dir of its own.")
+    precise: dict[bool, dict[str, None]] = {}
+    for row in done:
+        if (amp := (row.get("config") or {}).get("amp")) is not None:
+            precise.setdefault(amp, {})[row["name"]] = None
+    if len(precise) > 1:
+        told.append(f"With mixed precision: {', '.join(precise[True])}; without: {', '.join(precise[False])}.")
     for what in ("version", "commit"):
         if len(made := sorted({str(row[what]) for row in done if row.get(what)})) > 1:
             shown = ", ".join(re.sub(r"(?<=[0-9a-f]{12})[0-9a-f]+", "", name) for name in made)

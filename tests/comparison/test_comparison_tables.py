@@ -126,6 +126,13 @@ def test_different_versions_commits_and_tasks_are_told():
     assert "of different tasks, effusion, sex; sick, sex: give each bundle an output_dir of its own" in text
 
 
+def test_different_precision_is_told():
+    rows = [row("a", 0, 0.5, config={"amp": True}), row("b", 0, 0.5, config={"amp": False}), row("c", 0, 0.5)]
+    rows += [row("a", 1, 0.5, config={"amp": True})]
+    assert "With mixed precision: a; without: b." in format_tables(rows)
+    assert "mixed precision" not in format_tables(rows[::3])
+
+
 def test_tables_made_before_are_not_made_again(monkeypatch):
     rows = [row("mimmx", 0, 0.88)]
     tables, text = make_tables(rows), format_tables(rows)
