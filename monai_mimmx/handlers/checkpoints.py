@@ -36,6 +36,8 @@ __all__ = [
     "training_state",
 ]
 
+_EPOCH = re.compile(r"epoch=(\d+)")
+
 
 def every_and_last(interval: int) -> Any:
     """The event at the end of every ``interval``-th epoch, and of the last one."""
@@ -146,7 +148,7 @@ class AtomicCheckpointSaver(CheckpointSaver):
         folder = Path(self.save_dir)
         found: dict[int, Path] = {}
         for path in folder.glob(f"{prefix}*.pt"):
-            if match := re.search(r"epoch=(\d+)", path.name):
+            if match := _EPOCH.search(path.name):
                 found[int(match[1])] = path
         earlier = sorted(epoch for epoch in found if epoch < engine.state.epoch)
         kept = earlier[-self._interval_checkpoint.n_saved :] if self._interval_checkpoint.n_saved else earlier
@@ -315,9 +317,18 @@ def best_so_far(saver: CheckpointSaver) -> Checkpoint:
 
 
 def newest_whole(folder: str | os.PathLike[str], prefix: str) -> tuple[Path | None, list[Path]]:
-    """The newest checkpoint file that is whole, and those newer than it that are cut short."""
+    """
+    The newest checkpoint file that is whole, and those newer than it that are cut short.
+
+    The newest is that of the highest epoch in its name: a copy of the folder may have written the files in any order.
+    """
+
+    def age(path: Path) -> tuple[int, int]:
+        epoch = _EPOCH.search(path.name)
+        return int(epoch[1]) if epoch else -1, path.stat().st_mtime_ns
+
     damaged: list[Path] = []
-    for path in sorted(Path(folder).glob(f"{prefix}*.pt"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    for path in sorted(Path(folder).glob(f"{prefix}*.pt"), key=age, reverse=True):
         if zipfile.is_zipfile(path):  # the archive's table of contents is its end
             return path, damaged
         damaged.append(path)

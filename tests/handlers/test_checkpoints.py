@@ -35,6 +35,13 @@ def test_newest_of_the_prefix(tmp_path):
     assert latest_checkpoint(tmp_path) == str(tmp_path / "state_9.pt")
 
 
+def test_the_last_epoch_is_the_newest_whatever_a_copy_made_of_the_times(tmp_path):
+    for age, epoch in enumerate((10, 9)):
+        torch.save({}, tmp_path / f"state_checkpoint_epoch={epoch}.pt")
+        os.utime(tmp_path / f"state_checkpoint_epoch={epoch}.pt", (1000 + age, 1000 + age))
+    assert latest_checkpoint(tmp_path) == str(tmp_path / "state_checkpoint_epoch=10.pt")
+
+
 def test_a_file_that_is_cut_short_is_passed_over(tmp_path, caplog):
     for age, name in enumerate(("state_1.pt", "state_2.pt")):
         torch.save({"weights": torch.zeros(100)}, tmp_path / name)
