@@ -68,7 +68,7 @@ class FourConvEncoder(nn.Module):
                     outputs,
                     strides=stride,
                     kernel_size=size,
-                    act="RELU",
+                    act=("RELU", {"inplace": True}),  # one new tensor less per block
                     norm=("GROUP", {"num_groups": groups}),
                 )
             )
