@@ -544,10 +544,11 @@ def test_policies_of_chexpert(tmp_path, bundle):
         "blank": "never",
         "fractions": [0.5, 0.6, 0.2],
         "refine_epochs": -1,
+        "refine_detach_z": "no",
+        "refine_lambda_mi": -2,
+        "refine_feature_batches": -1,
         "cod_columns": ["Flu"],
     }
-    own = {"refine_detach_z": "no", "refine_lambda_mi": -2, "refine_feature_batches": -1}
-    more |= own if bundle == "pleural_effusion" else {}
     problems = check(folder, bundle=bundle, device="cpu", **more)
     tells(
         problems,
@@ -556,15 +557,9 @@ def test_policies_of_chexpert(tmp_path, bundle):
         r"fractions must be three fractions, of train, val and test, that sum to 1, got \[0.5",
         "refine_epochs must be 0 or more, got -1",
         "cod_columns among .*, got 'Flu'",
-        *(
-            [
-                "refine_detach_z must be True or False, got 'no'",
-                "refine_lambda_mi must be .*0 or more, got -2",
-                "refine_feature_batches must be .*0 or more, got -1",
-            ]
-            if bundle == "pleural_effusion"
-            else []
-        ),
+        "refine_detach_z must be True or False, got 'no'",
+        "refine_lambda_mi must be .*0 or more, got -2",
+        "refine_feature_batches must be .*0 or more, got -1",
     )
 
 
