@@ -710,7 +710,7 @@ def write_chest_cohort(
       can be drawn; 25,680 such images;
     - "natural" has sex independent of all, and age group and co-occurring disease (a positive label other than effusion, `No
       Finding` and `Support Devices`) in the joint distribution with y of the published experiment, independent
-      of each other given y; 18,000 such images.
+      of each other given y; 28,000 such images.
 
     About a fifth as many rows come on top: ages from 50 to 60, uncertain and blank effusion, lateral views, a few of unknown
     sex or age. The files depend on (composition, scale, seed) only, not on the number of workers.
