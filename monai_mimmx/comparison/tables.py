@@ -19,7 +19,7 @@ from scipy import stats
 
 from monai_mimmx.comparison.methods import METHODS
 from monai_mimmx.comparison.runner import failure, read_metrics, read_run
-from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, verdict
+from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, followed_factors, verdict
 from monai_mimmx.losses.dependence import WITHOUT_DEPENDENCE
 from monai_mimmx.report.page import markdown_table
 
@@ -440,14 +440,20 @@ def _mean(values: Values, *path: str) -> float | None:
     return values[path][0] if path in values else None
 
 
-def _verdict(values: Values, chance: float | None) -> str:
+def _verdict(values: Values, chance: Mapping[str, float]) -> str:
     """The verdict over seeds, whose opposite gaps do not make up for each other."""
     gap, size = _mean(values, "drop_val_inv"), _mean(values, "gap_size")
     if gap is None or size is None:
         return "-"
     if abs(gap) <= FEW_POINTS < size:
         return "differs between seeds"
-    return verdict(gap, balanced=_mean(values, "accuracy", "bal", "y"), chance=chance)
+    switched = {path[-1]: mean for path, (mean, _) in values.items() if path[:3] == ("switched_labels", "bal", "f_y")}
+    return verdict(
+        gap,
+        balanced=_mean(values, "accuracy", "bal", "y"),
+        chance=chance.get("y"),
+        followed=followed_factors(switched, chance),
+    )
 
 
 def _summary(
@@ -467,7 +473,7 @@ def _summary(
         lines.append(
             [
                 summary["title"],
-                _verdict(values, chance.get("y")),
+                _verdict(values, chance),
                 _number(values, "drop_val_inv", sign=True),
                 _number(values, "gap_size"),
                 _number(values, "accuracy", "bal", "y"),
@@ -480,7 +486,9 @@ def _summary(
         "summary",
         "At a glance",
         "The verdict is on the mean gap: a shortcut above 5 points, over-corrected below -5; where it is "
-        "within 5 points but its mean size is not, as one seed makes up for another, it differs between seeds. The leak "
+        "within 5 points but its mean size is not, as one seed makes up for another, it differs between seeds; without a "
+        "gap, a shortcut is hidden where the predictions of y on Bal follow a factor, or go against it, by more than 5 "
+        "points (see the switched labels, where they were recorded). The leak "
         "is the factor that a linear probe reads best from f_y, in points above chance. lambda: the weight of the "
         "dependence term, which a bundle may set for each method.",
         [

@@ -21,12 +21,14 @@ __all__ = [
     "cell_balanced_accuracy",
     "drop_val_inv",
     "final_scores",
+    "followed_factors",
     "format_score_table",
     "gap_interval",
     "group_accuracies",
     "score_table",
     "switched_labels",
     "verdict",
+    "verdict_on",
     "worst_group",
 ]
 
@@ -374,7 +376,13 @@ def _largest_share(predictions: Predictions, task: int) -> float:
     return float(counts.max() / counts.sum())
 
 
-def verdict(gap: float, *, balanced: float | None = None, chance: float | None = None) -> str:
+def verdict(
+    gap: float,
+    *,
+    balanced: float | None = None,
+    chance: float | None = None,
+    followed: Mapping[str, float] | None = None,
+) -> str:
     """
     A gap between Val and Inv in words.
 
@@ -382,22 +390,69 @@ def verdict(gap: float, *, balanced: float | None = None, chance: float | None =
         gap: accuracy on Val minus accuracy on Inv, as a fraction, in [-1, 1].
         balanced: accuracy on Bal, and `chance`: the accuracy of a constant guess on Bal. With both, a network that has
             no gap only because it guesses is called so.
+        followed: per factor, the share of Bal where the prediction of y is the class of the factor, above chance. Inv
+            turns all induced factors at once, so that a network which follows one and goes against another may have no
+            gap.
 
     Returns:
-        "shortcut" above 5 points, "over-corrected (anti-shortcut)" below -5, else "balanced" or
-        "at chance (not learned)".
+        "shortcut" above 5 points, "over-corrected (anti-shortcut)" below -5; else "hidden shortcut" where a factor is
+        followed or gone against by more than 5 points, else "balanced" or "at chance (not learned)".
 
     Example:
-        >>> verdict(0.43), verdict(-0.2), verdict(0.01)
-        ('shortcut', 'over-corrected (anti-shortcut)', 'balanced')
+        >>> verdict(0.43), verdict(-0.2), verdict(0.01), verdict(0.01, followed={"sex": -0.13, "site": 0.14})
+        ('shortcut', 'over-corrected (anti-shortcut)', 'balanced', 'hidden shortcut')
     """
     if gap > FEW_POINTS:
         return "shortcut"
     if gap < -FEW_POINTS:
         return "over-corrected (anti-shortcut)"
+    if any(abs(share) > FEW_POINTS for share in (followed or {}).values()):
+        return "hidden shortcut"
     if balanced is not None and chance is not None and balanced < chance + FEW_POINTS:
         return "at chance (not learned)"
     return "balanced"
+
+
+def verdict_on(scores: Mapping[str, Any]) -> str | None:
+    """
+    The verdict on a run.
+
+    Args:
+        scores: what :func:`score_table` returns, or the content of `metrics.json`.
+
+    Returns:
+        a word of :func:`verdict`; None without accuracies of y on Val and Inv.
+    """
+    accuracy, chance = scores.get("accuracy") or {}, (scores.get("chance") or {}).get("bal", {})
+    val, inv, bal = (accuracy.get(subset, {}).get("y") for subset in ("val", "inv", "bal"))
+    if val is None or inv is None:
+        return None
+    gap = scores.get("drop_val_inv", val - inv)
+    switched = (scores.get("switched_labels") or {}).get("bal", {}).get("f_y", {})
+    return verdict(gap, balanced=bal, chance=chance.get("y"), followed=followed_factors(switched, chance))
+
+
+def followed_factors(switched: Mapping[str, float | None], chance: Mapping[str, float | None]) -> dict[str, float]:
+    """
+    What :func:`verdict` takes of the switched labels.
+
+    Args:
+        switched: per task, the share of Bal where the prediction of y is the class of that task.
+        chance: per task, the accuracy of a constant guess on Bal.
+
+    Returns:
+        `switched - chance` of the factors that have as many classes as y; class indices say nothing of the others.
+
+    Example:
+        >>> followed_factors({"y": 0.9, "sex": 0.75, "site": 0.4}, {"y": 0.5, "sex": 0.5, "site": 0.25})
+        {'sex': 0.25}
+    """
+    guess = chance.get("y")
+    return {
+        name: share - guess
+        for name, share in switched.items()
+        if name != "y" and share is not None and guess is not None and abs((chance.get(name) or 0) - guess) < 0.1
+    }
 
 
 def _percent(value: float | None) -> str:
@@ -445,7 +500,7 @@ def format_score_table(scores: Mapping[str, Any]) -> str:
     Returns:
         Text: accuracy in % per task (rows) and subset (columns), the gap Val - Inv and what it means, then the probes.
     """
-    table, chance = scores["accuracy"], scores.get("chance", {})
+    table = scores["accuracy"]
     subsets = [s for s in SUBSET_TITLES if s in table] + [s for s in table if s not in SUBSET_TITLES]
     keys = list(table[subsets[0]])
     names = scores.get("task_names") or keys
@@ -463,8 +518,7 @@ def format_score_table(scores: Mapping[str, Any]) -> str:
             gap = table["val"][key] - table["inv"][key]
             line += f"{100 * gap:>+12.1f}"
             if key == "y":
-                bal = table.get("bal", {}).get(key)
-                line += "  " + verdict(gap, balanced=bal, chance=chance.get("bal", {}).get(key))
+                line += f"  {verdict_on(scores)}"
         lines.append(line)
     worst = scores.get("worst_group") or {}
     for subset in subsets:

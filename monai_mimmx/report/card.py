@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, cell_name, verdict
+from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, cell_name, verdict_on
 from monai_mimmx.files import write_text
 from monai_mimmx.report.html import EXPLAINED, _ends, _percent, _plain_value, _points, _row_name, _subsets
 from monai_mimmx.report.page import markdown_table
@@ -79,10 +79,11 @@ def _scores(metrics: Mapping[str, Any]) -> list[str]:
         told = (f"{_percent(g['accuracy'])} ({g['cell']}; {g['n']} images)" if g else "–" for g in groups)
         rows.append(["y, worst group", *told])
     parts = [markdown_table(["accuracy (%)", *(SUBSET_TITLES.get(s, s) for s in subsets)], rows)]
-    if (gap := metrics.get("drop_val_inv")) is not None:
-        chance = (metrics.get("chance") or {}).get("bal", {}).get("y")
-        word = verdict(gap, balanced=table.get("bal", {}).get("y"), chance=chance)
-        interval = metrics.get("drop_val_inv_interval")
+    if (word := verdict_on(metrics)) is not None:
+        gap, interval = (
+            metrics.get("drop_val_inv", table["val"]["y"] - table["inv"]["y"]),
+            metrics.get("drop_val_inv_interval"),
+        )
         sure = f" (95 % interval {_ends(interval, _points)})" if interval else ""
         parts.insert(0, f"**{word.capitalize()}**: Val − Inv is {_points(gap)} points{sure}. {EXPLAINED[word]}")
     return parts

@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from monai_mimmx.evaluation.scores import SUBSET_TITLES, verdict
+from monai_mimmx.evaluation.scores import SUBSET_TITLES, verdict_on
 from monai_mimmx.report.page import html_table, picture, section, write_page
 
 __all__ = ["write_report"]
@@ -22,6 +22,8 @@ EXPLAINED = {
     "shortcut": "The network leans on the spurious factors: it does worse where they point the other way.",
     "over-corrected (anti-shortcut)": "The network leans on the spurious factors in reverse: it does better where they "
     "point the other way. This is a failure too; a smaller lambda, or balanced sampling, helps.",
+    "hidden shortcut": "Val and Inv are alike, yet on balanced data the prediction of y follows a factor, or goes against it (see the "
+    "switched labels): either factors that cancel out, or one that is not turned round in Inv.",
     "balanced": "The network does equally well where the spurious factors point the other way.",
     "at chance (not learned)": "There is no gap, but only because the network guesses: it did not learn the task.",
 }
@@ -61,10 +63,8 @@ def _headline(metrics: Mapping[str, Any]) -> str:
     y = {subset: table[subset].get("y") for subset in _subsets(table)}
     numbers = [(f"y on {SUBSET_TITLES.get(s, s)} (%)", _percent(value)) for s, value in y.items()]
     text = ""
-    if y.get("val") is not None and y.get("inv") is not None:
-        gap = y["val"] - y["inv"]
-        word = verdict(gap, balanced=y.get("bal"), chance=(metrics.get("chance") or {}).get("bal", {}).get("y"))
-        numbers.append(("Val − Inv (points)", _points(gap)))
+    if (word := verdict_on(metrics)) is not None:
+        numbers.append(("Val − Inv (points)", _points(y["val"] - y["inv"])))
         good = "good" if word == "balanced" else "bad"
         words = f"<strong>{escape(word.capitalize())}</strong><p>{escape(EXPLAINED[word])}</p>"
         text = f'<div class="verdict {good}">{words}</div>'

@@ -67,6 +67,8 @@ def test_opposite_failures_of_seeds_do_not_cancel_to_a_verdict():
     table = glance([*apart, *within, *above])
     verdicts = {line[0]: line[1] for line in table.lines}
     assert verdicts == {"a": "differs between seeds", "b": "balanced", "c": "shortcut"}
+    hidden = row("d", 0, 0.89, switched_labels={"bal": {"f_y": {"y": 0.8, "sex": 0.43}}})
+    assert glance([hidden]).lines[0][1] == "hidden shortcut"
     size = table.header.index("size of y Val - Inv")
     assert [line[size] for line in table.lines] == ["28.7 ± 33.1", "2.7 ± 3.8", "18.5 ± 146.1"]
 

@@ -21,12 +21,14 @@ from monai_mimmx.evaluation.scores import (
     cell_balanced_accuracy,
     drop_val_inv,
     final_scores,
+    followed_factors,
     format_score_table,
     gap_interval,
     group_accuracies,
     score_table,
     switched_labels,
     verdict,
+    verdict_on,
     worst_group,
 )
 
@@ -290,6 +292,38 @@ def test_verdict_turns_at_five_points(gap, expected):
 def test_verdict_knows_a_network_that_guesses():
     assert verdict(0.0, balanced=0.51, chance=0.5) == "at chance (not learned)"
     assert verdict(0.3, balanced=0.51, chance=0.5) == "shortcut"
+
+
+def test_factors_that_cancel_out_are_a_hidden_shortcut():
+    """A network that follows one factor and goes against another has no gap, since Inv turns both."""
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1], 4000)
+
+    def subset(agreement):
+        sex, site = (np.where(rng.random(len(y)) < agreement, y, 1 - y) for _ in range(2))
+        says = rng.random(len(y))
+        said = np.where(says < 0.6, y, np.where(says < 0.8, site, 1 - sex))
+        labels = np.stack([y, sex, site], axis=1)
+        logits = np.concatenate([np.eye(2)[said], np.eye(2)[sex], np.eye(2)[site]], axis=1)
+        return Predictions(
+            logits=logits,
+            labels=labels,
+            features=np.zeros((len(y), 3, 1)),
+            attention=np.ones((len(y), 2)) / 2,
+            task_names=["sick", "sex", "site"],
+            num_classes=[2, 2, 2],
+            subjects=[str(i) for i in range(len(y))],
+        )
+
+    scores = score_table({"val": subset(0.9), "inv": subset(0.1), "bal": subset(0.5)})
+    assert abs(scores["drop_val_inv"]) < 0.03 and verdict_on(scores) == "hidden shortcut"
+    assert "hidden shortcut" in format_score_table(scores)
+    switched = scores["switched_labels"]["bal"]["f_y"]
+    followed = followed_factors(switched, scores["chance"]["bal"])
+    assert followed["sex"] == pytest.approx(-0.1, abs=0.02) and followed["site"] == pytest.approx(0.1, abs=0.02)
+    assert verdict_on(scores | {"switched_labels": None}) == "balanced"
+    assert verdict_on(scores | {"accuracy": {"val": {"y": 0.9}}}) is None
+    assert verdict(0.2, followed=followed) == "shortcut"
 
 
 def test_format_shows_the_numbers_in_their_places():

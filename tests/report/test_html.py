@@ -107,6 +107,13 @@ def test_headline_says_the_verdict(tmp_path, inv, word, colour):
     assert page.text.index(word) < page.text.index("Accuracy (%)")
 
 
+def test_a_hidden_shortcut_is_no_success(tmp_path):
+    values = metrics(inv=0.97)
+    values["switched_labels"] = {"bal": {"f_y": {"y": 0.645, "sex": 0.66}}}
+    text, _ = written(tmp_path, values)
+    assert "Hidden shortcut" in text and "verdict bad" in text and "on balanced data" in text
+
+
 def test_over_correction_and_guessing_are_no_success(tmp_path):
     values = metrics(inv=0.9)
     values["accuracy"]["val"]["y"] = 0.7
