@@ -24,7 +24,8 @@ from monai_mimmx.comparison import (
     write_comparison,
 )
 from monai_mimmx.comparison.methods import METHODS
-from monai_mimmx.comparison.runner import read_run
+from monai_mimmx.comparison.runner import is_running, read_run
+from monai_mimmx.comparison.tables import recorded_runs
 from monai_mimmx.files import write_json, write_text
 from monai_mimmx.label import serve_label_app
 
@@ -149,9 +150,7 @@ def _published(output_dir: str | Path, docs: str | Path | None) -> list[dict[str
     """The published figures of the bundle that was run, from its docs; none where it has none."""
     named = [Path(output_dir)] if docs is None else [Path(docs), Path(output_dir)]
     folders = [folder for path in named for folder in (path, path.resolve().parent)]
-    for path in Path(output_dir).rglob("run.json"):
-        folders.append(Path(read_run(path).get("bundle", "")) / "docs")
-        break
+    folders += [Path(read_run(path).get("bundle", "")) / "docs" for path in recorded_runs(output_dir)[:1]]
     found = [folder / "published.json" for folder in folders if (folder / "published.json").is_file()]
     return read_published(found[0]) if found else []
 
@@ -199,7 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             check_runs(runs)
             for run in runs:
-                if not run.is_finished:
+                if is_running(run):
+                    print(f"{run.name} seed {run.seed}: another process is running it", file=sys.stderr)
+                elif not run.is_finished:
                     print(shlex.join(run.command))
             return 0
         for told in dict.fromkeys(f"{' and '.join(run.aliases)}: as {run.name} here" for run in runs if run.aliases):

@@ -73,8 +73,8 @@ def audit_attributes(
         "accuracy", "balanced_accuracy", "auroc" of y, "n", and "attributes": name to
         "n", "verdict" (see `audit_verdict`), "association" (Cramér's V with y, 0 to 1), "chance", "features" and
         "predictions" (the readings: `{"value", "interval"}`), "accuracy" `{"val", "bal", "inv"}`, "gap"
-        `{"value", "interval"}` (val minus inv), "groups" (`[{"cell", "accuracy", "n"}]`, the worst first), "rare" (names
-        of classes that count as unknown); or "verdict" and "skipped", the reason.
+        `{"value", "interval"}` (val minus inv, which turns the association round as far as the rarest cell allows),
+        "groups" (`[{"cell", "accuracy", "n"}]`, the worst first), "rare" (names of classes that count as unknown); or "verdict" and "skipped", the reason.
 
     Raises:
         ValueError: for arrays that do not belong together.
@@ -183,11 +183,16 @@ def _audit_one(
 
 
 def _cell_weights(frequency: np.ndarray) -> dict[str, np.ndarray]:
-    """Weights of the (y, z) cells: z given y as found, as in all classes together, and to the other side of that."""
+    """
+    Weights of the (y, z) cells: z given y as found, as in all classes together, and to the other side of that.
+
+    The other side is as far away as the rarest cell allows, in all classes of y alike, so that each class of y and of z
+    stays as frequent as it is, and an accuracy that depends on z alone leaves no gap.
+    """
     of_y, of_z = frequency.sum(axis=1, keepdims=True), frequency.sum(axis=0, keepdims=True)
-    given = frequency / of_y
-    other = np.maximum(2 * of_z - given, 0)
-    return {"val": frequency, "bal": of_y * of_z, "inv": of_y * other / other.sum(axis=1, keepdims=True)}
+    away = frequency / of_y - of_z
+    room = np.divide(of_z, away, where=away > 0, out=np.ones_like(away))
+    return {"val": frequency, "bal": of_y * of_z, "inv": of_y * (of_z - min(1.0, room.min()) * away)}
 
 
 def _weighted(rates: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from monai_mimmx.data.tables import classify, read_columns, value_key
 from monai_mimmx.errors import check_writable, root_cause
 from monai_mimmx.files import write_json
 from monai_mimmx.handlers.weights import read_weights
+from monai_mimmx.options import require_options
 from monai_mimmx.report.figures import gap_figure, interval_figure, save_figures
 from monai_mimmx.report.page import html_table, picture, section, write_page
 from monai_mimmx.transforms.load_grayscale import quiet_readers
@@ -130,6 +131,13 @@ def _rules(values: pd.Series) -> list[Any] | str:
     return [[value] for value in frequent]
 
 
+def _built(parser: ConfigParser, name: str) -> Any:
+    try:
+        return parser.get_parsed_content(name)
+    except Exception as error:  # whatever a component or an expression raises
+        raise ValueError(f"{name!r} of the config cannot be made: {root_cause(error)}") from error
+
+
 def audit_classifier(
     config: str | Sequence[str],
     ckpt: str | os.PathLike[str],
@@ -188,6 +196,8 @@ def audit_classifier(
         `audit_classifier("my/inference.json", "my/model.pt", "test.csv", label="sick", output_dir="audit")`
     """
     check_writable(output_dir)
+    if device is not None:
+        require_options(device=device)
     for file in [config] if isinstance(config, str) else config:
         if not Path(file).is_file():
             raise FileNotFoundError(f"there is no config {file}")
@@ -219,6 +229,10 @@ def audit_classifier(
         parser.read_config(config)
     except ValueError as error:
         raise ValueError(f"the config {config} cannot be read: {error}") from error
+    except AttributeError as error:
+        raise ValueError(f"the config {config} is no mapping of ids to what they are") from error
+    if unknown := [key for key in options or {} if key.split("#")[0] not in parser]:
+        raise ValueError(f"the config has no {', '.join(map(repr, unknown))} whose value could be replaced")
     parser.update(dict(options or {}))
     names = [network] if network is not None else [name for name in NETWORKS if name in parser]
     for name in [*names[:1], preprocessing]:
@@ -226,10 +240,14 @@ def audit_classifier(
             raise ValueError(f"the config has no {name!r}: name the ids of the network and the preprocessing it has")
     if not names:
         raise ValueError(f"the config has none of {', '.join(NETWORKS)}: name the id of the network")
-    module = parser.get_parsed_content(names[0])
+    module = _built(parser, names[0])
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            f"{names[0]!r} of the config is a {type(module).__name__}, no torch.nn.Module: name the network's id"
+        )
     _load(module, Path(ckpt))
     with quiet_readers():
-        transform = parser.get_parsed_content(preprocessing)
+        transform = _built(parser, preprocessing)
     try:
         logits, features = extract_features(
             module,

@@ -18,6 +18,7 @@ from monai_mimmx.comparison.tables import (
     format_tables,
     make_tables,
     notes,
+    recorded_runs,
     row_title,
     summarise,
     swept_agreement,
@@ -155,7 +156,7 @@ def _figures(
 def _first_runs(folder: Path, done: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, Path]]:
     """Each method (and agreement) to its lowest seed and that run's folder, where the folder is there."""
     folders = {}
-    for path in folder.rglob("run.json"):
+    for path in recorded_runs(folder):
         run = read_run(path)
         folders[run["name"], swept_agreement(run), run["seed"]] = path.parent
     first: dict[str, tuple[int, Path]] = {}

@@ -32,13 +32,16 @@ try:
 except ImportError:  # pragma: no cover - Windows has no such lock: there, do not run one folder twice at once
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["PlannedRun", "check_runs", "execute_runs", "failure", "plan_runs", "read_metrics", "read_run"]
+__all__ = ["PlannedRun", "check_runs", "execute_runs", "failure", "is_running", "plan_runs", "read_metrics", "read_run"]
 
 NEEDED = ("accuracy", "config", "n", "probes", "seconds", "task_names", "version")
 """What a finished run's metrics hold at least."""
 
 OF_THE_MACHINE = ("amp", "device", "output_dir")
 """Settings in which two runs of one plan may differ."""
+
+FREE = (*OF_THE_MACHINE, "cache_dir", "num_workers", "resume", "tensorboard")
+"""Options in which the same run may be called differently."""
 
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -84,6 +87,7 @@ class PlannedRun:
         options: everything that is given to the bundle.
         command: the process that runs it.
         aliases: further names of the row, whose options the bundle resolves to the same values.
+        agreement: of a strength sweep; None outside one.
 
     Example:
         >>> run = PlannedRun("rebalance", 0, Path("out/rebalance/seed_0"), {"seed": 0}, ("python", "-c", "pass"))
@@ -97,6 +101,7 @@ class PlannedRun:
     options: Mapping[str, Any]
     command: tuple[str, ...]
     aliases: tuple[str, ...] = ()
+    agreement: float | None = None
 
     @property
     def config_file(self) -> str:
@@ -143,13 +148,15 @@ def plan_runs(
         methods: name to bundle options, such as `method_options` gives.
         seeds: one run of each.
         output_dir: runs go to `<output_dir>/<name>[/agreement_<a>]/seed_<seed>`.
-        agreements: of a strength sweep; none: the bundle's own.
+        agreements: of a strength sweep, in [0, 1]; none: the bundle's own. Where that is one per factor, those that are
+            numbers are swept together, and a "natural" one stays.
         overlays: config files that are merged over `train.json`.
         options: given to every run; those of a method win.
 
     Raises:
         FileNotFoundError: if the bundle has no `configs/train.json`, or an overlay is missing.
-        ValueError: for no seed, a seed twice, options that the comparison itself sets, or that the config cannot resolve.
+        ValueError: for no seed, a seed or an agreement twice, an agreement out of range, options that the comparison itself
+            sets, or that the config cannot resolve.
 
     Example:
         `plan_runs("bundles/brain_age", method_options(), seeds=range(3), output_dir="out")`
@@ -167,9 +174,18 @@ def plan_runs(
         raise ValueError(f"the comparison sets {', '.join(clash)} itself: leave it out of the bundle's options")
     if agreements and "agreement" in (options or {}):
         raise ValueError("agreement is given both as a sweep and as an option of the bundle")
+    if wrong := [value for value in agreements if not 0 <= value <= 1]:
+        raise ValueError(f"an agreement is a share from 0 to 1, got {', '.join(f'{value:g}' for value in wrong)}")
+    if len({f"{value:g}" for value in agreements}) < len(agreements):
+        raise ValueError(f"expected different agreements, got {', '.join(f'{value:g}' for value in agreements)}")
+    usual = ConfigParser(ConfigParser.load_config_files([str(file) for file in files])).get("agreement")
+
+    def swept(agreement: float) -> Any:
+        each = isinstance(usual, Sequence) and not isinstance(usual, str)
+        return [v if isinstance(v, str) else float(agreement) for v in usual] if each else float(agreement)
 
     def planned(name: str, seed: int, agreement: float | None) -> PlannedRun:
-        sweep = {} if agreement is None else {"agreement": float(agreement)}
+        sweep = {} if agreement is None else {"agreement": swept(agreement)}
         folder = output / name / ("" if agreement is None else f"agreement_{agreement:g}") / f"seed_{seed}"
         given = {**(options or {}), **methods[name], **sweep, "seed": seed}
         command = [
@@ -180,7 +196,7 @@ def plan_runs(
         ]
         for key, value in given.items():
             command += [f"--{key}", value if isinstance(value, str) else repr(value)]
-        return PlannedRun(name, seed, folder, given, tuple(command))
+        return PlannedRun(name, seed, folder, given, tuple(command), agreement=agreement)
 
     groups = _same_settings(files, methods, options or {})
     runs = []
@@ -301,7 +317,13 @@ def _check_same(run: PlannedRun) -> None:
         if (files := stored.get("config_file", run.config_file)) != run.config_file:
             raise ValueError(f"{run.folder} holds a run of {files}, not of {run.config_file}: name another output_dir")
         before = stored["options"]
-        keys = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        keys = _unlike(before, now)
+        config = json.loads(json.dumps(_config(run)))
+        if not keys and (changed := _unlike(stored.get("config", config), config)):
+            raise ValueError(
+                f"{run.folder} holds a run of {run.config_file} with another content, in {', '.join(changed)}: name another "
+                "output_dir, or undo the change"
+            )
     elif run.is_finished:  # by its command alone: there are only the values that it resolved
         before, now = read_metrics(run.folder / "metrics.json")["config"], _settings(run)
         keys = sorted(key for key in {*before} & {*now} if before[key] != now[key])
@@ -312,10 +334,20 @@ def _check_same(run: PlannedRun) -> None:
         raise ValueError(f"{run.folder} holds a run with other options ({told}): name another output_dir")
 
 
+def _unlike(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Keys of different values, but those in which the same run may be called differently."""
+    return sorted(key for key in {*before, *now} - {*FREE} if before.get(key) != now.get(key))
+
+
+def _config(run: PlannedRun) -> dict[str, Any]:
+    """What the run's config files say together, without its options."""
+    files = ast.literal_eval(run.config_file) if run.config_file.startswith("[") else [run.config_file]
+    return ConfigParser.load_config_files(files) if run.config_file else {}
+
+
 def _settings(run: PlannedRun) -> dict[str, Any]:
     """The values of the settings that the run will record, as they are read back, but those of the machine."""
-    files = ast.literal_eval(run.config_file) if run.config_file.startswith("[") else [run.config_file]
-    parser = ConfigParser(ConfigParser.load_config_files(files))
+    parser = ConfigParser(_config(run))
     parser.update({**run.options, "bundle_root": run.bundle})
     values = json.loads(json.dumps(parser.get_parsed_content("settings") if "settings" in parser else {}))
     return {key: value for key, value in values.items() if key not in OF_THE_MACHINE}
@@ -339,13 +371,36 @@ def failure(status: int, lines: Sequence[str]) -> str:
 
 def _record(run: PlannedRun) -> None:
     """Write what the run is, for the tables and for `_check_same`."""
-    content = {"name": run.name, "seed": run.seed, "bundle": run.bundle, "config_file": run.config_file}
-    write_json(run.folder / "run.json", {**content, "options": dict(run.options), "aliases": list(run.aliases)})
+    about = {"name": run.name, "seed": run.seed, "agreement": run.agreement, "aliases": list(run.aliases)}
+    made_of = {
+        "bundle": run.bundle,
+        "config_file": run.config_file,
+        "options": dict(run.options),
+        "config": _config(run),
+    }
+    write_json(run.folder / "run.json", about | made_of)
 
 
 def _is_recorded(run: PlannedRun) -> bool:
     path = run.folder / "run.json"
     return path.is_file() and {*run.aliases} <= {*read_run(path).get("aliases", ())}
+
+
+def is_running(run: PlannedRun) -> bool:
+    """
+    Whether a comparison, here or elsewhere, is running this one.
+
+    Args:
+        run: of `plan_runs`.
+
+    Example:
+        >>> is_running(PlannedRun("rebalance", 0, Path("no/such/folder"), {"seed": 0}, ("true",)))
+        False
+    """
+    if not (run.folder / ".lock").is_file():
+        return False
+    with _locked(run.folder / ".lock") as lock:
+        return lock is None
 
 
 def _run(run: PlannedRun, jobs: int, places: list[int], processes: set[subprocess.Popen]) -> tuple[str, str]:

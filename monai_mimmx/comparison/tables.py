@@ -87,8 +87,24 @@ class ScoreTable:
 
 def swept_agreement(run: Mapping[str, Any]) -> float | None:
     """The agreement of a strength sweep that a run belongs to; one per factor, or "natural", is none of a sweep."""
-    agreement = run["options"].get("agreement")
+    agreement = run["options"].get("agreement") if run.get("agreement") is None else run["agreement"]
     return agreement if isinstance(agreement, int | float) else None
+
+
+def recorded_runs(folder: str | os.PathLike[str]) -> list[Path]:
+    """
+    The `run.json` of every run of a comparison, sorted; a comparison in a folder within it is another one.
+
+    Args:
+        folder: the comparison's `output_dir`.
+
+    Example:
+        >>> recorded_runs("no/such/folder")
+        []
+    """
+    return sorted(
+        path for where in ("*/seed_*", "*/agreement_*/seed_*") for path in Path(folder).glob(f"{where}/run.json")
+    )
 
 
 def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -110,7 +126,7 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Example:
         `rows = collect_rows("out/brain_age")`
     """
-    planned = sorted(Path(folder).rglob("run.json"))
+    planned = recorded_runs(folder)
     recorded = Path(folder) / "rows.json"
     if not planned and recorded.is_file():
         try:
@@ -118,20 +134,19 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{recorded} is not whole: {error}") from error
     runs = [(path, read_run(path)) for path in planned]
-    own = {(run["name"], swept_agreement(run), run["seed"]) for _, run in runs}
-    rows = []
+    own: dict[tuple, dict[str, Any]] = {}
+    same: dict[tuple, dict[str, Any]] = {}
     for path, run in runs:
-        agreement = swept_agreement(run)
-        scores = _scores(path.parent)
-        if scores is None:
+        if (scores := _scores(path.parent)) is None:
             continue
-        row = {"name": run["name"], "seed": run["seed"], "agreement": agreement, **scores}
-        rows.append(row)
-        rows += [
-            {**row, "name": name, "same_as": run["name"]}
-            for name in run.get("aliases", ())
-            if (name, agreement, run["seed"]) not in own
-        ]
+        seed, agreement = run["seed"], swept_agreement(run)
+        row = {"name": run["name"], "seed": seed, "agreement": agreement, **scores}
+        own[run["name"], agreement, seed] = row
+        for name in run.get("aliases", ()):
+            same[name, agreement, seed] = {**row, "name": name, "same_as": run["name"]}
+    # What a method's own run has comes first, unless that failed and the one it is the same as did not.
+    rows = [row for key, row in own.items() if "error" not in row or "error" in same.get(key, row)]
+    rows += [row for key, row in same.items() if key not in own or ("error" in own[key] and "error" not in row)]
     if not rows:
         alone = any(True for _ in Path(folder).rglob("metrics.json"))
         told = (
@@ -397,7 +412,7 @@ def notes(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, An
     if len(precise) > 1:
         told.append(f"With mixed precision: {', '.join(precise[True])}; without: {', '.join(precise[False])}.")
     for what in ("version", "commit"):
-        if len(made := sorted({str(row[what]) for row in done if row.get(what)})) > 1:
+        if len(made := sorted({str(row.get(what) or "unknown") for row in done})) > 1:
             shown = ", ".join(re.sub(r"(?<=[0-9a-f]{12})[0-9a-f]+", "", name) for name in made)
             told.append(f"The runs are of different {what}s, {shown}: they may not be comparable.")
     seen = {row["name"] for row in done}
@@ -456,6 +471,12 @@ def _verdict(values: Values, chance: Mapping[str, float]) -> str:
     )
 
 
+def _lambda(config: Mapping[str, Any]) -> str:
+    """The weight of the dependence term, and that of a second part which has its own."""
+    weight, then = config["lambda_mi"], config.get("refine_lambda_mi")
+    return f"{weight:g}" if then in (None, weight) or not config.get("refine_epochs") else f"{weight:g}, then {then:g}"
+
+
 def _summary(
     summaries: Sequence[Mapping[str, Any]],
     tasks: Sequence[str],
@@ -479,7 +500,7 @@ def _summary(
                 _number(values, "accuracy", "bal", "y"),
                 _number(values, "worst_group", "bal", "accuracy"),
                 "-" if most is None else f"{most} {100 * above[most]:+.1f}",
-                f"{config['lambda_mi']:g}" if weighs and "lambda_mi" in config else "-",
+                _lambda(config) if weighs and "lambda_mi" in config else "-",
             ]
         )
     return ScoreTable(

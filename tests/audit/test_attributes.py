@@ -9,6 +9,7 @@ import pytest
 from scipy.stats.contingency import association
 
 from monai_mimmx.audit import audit_attributes, audit_verdict
+from monai_mimmx.audit.attributes import _cell_weights
 
 RNG = np.random.default_rng(0)
 # 1,000 images, in which the attribute agrees with the label in exactly 90 %.
@@ -95,6 +96,21 @@ def test_a_network_that_ignores_the_attribute_has_no_gap_whatever_the_frequencie
     found = audit(predicted, noise(len(y)), y=y, z=z)["attributes"]["sex"]
     assert found["accuracy"]["val"] == pytest.approx((predicted == y).mean())
     assert found["gap"]["value"] == pytest.approx(0, abs=0.02) and found["verdict"] == "no sign of it"
+
+
+@pytest.mark.parametrize("counts", [[[742, 8], [12, 238]], [[700, 50], [240, 10]], [[500, 5], [300, 195]]])
+def test_a_class_that_is_harder_whatever_the_label_leaves_no_gap(counts):
+    """Inv must not hold more of a hard class of z than Val, only because a class of y is rare."""
+    y = np.repeat([0, 0, 1, 1], np.ravel(counts))
+    z = np.repeat([0, 1, 0, 1], np.ravel(counts))
+    weights = _cell_weights(np.asarray(counts) / len(y))
+    for subset in ("val", "bal", "inv"):
+        assert weights[subset].sum(axis=0) == pytest.approx(np.bincount(z) / len(z))
+        assert weights[subset].sum(axis=1) == pytest.approx(np.bincount(y) / len(y))
+        assert (weights[subset] > -1e-12).all()
+    turned = weights["inv"] - weights["bal"]
+    assert (turned * (weights["val"] - weights["bal"]) < 0).all()
+    assert float((weights["val"] - weights["inv"]).sum(axis=0) @ [0.97, 0.5]) == pytest.approx(0)
 
 
 def test_a_leak_within_the_classes_of_y_is_read():

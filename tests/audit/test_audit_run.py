@@ -54,6 +54,7 @@ def study(tmp_path):
     torch.save(nn.Sequential(nn.Linear(8, 2)).state_dict(), tmp_path / "narrow.pt")
     torch.save(nn.Sequential(nn.Flatten(), nn.Conv2d(3, 2, 1)).state_dict(), tmp_path / "conv.pt")
     (tmp_path / "net.json").write_text('{"network_def": ')
+    (tmp_path / "many.json").write_text("[1, 2]")
     torch.save(
         {"state_dict": {f"module.{key}": value for key, value in network.state_dict().items()}}, tmp_path / "net.pt"
     )
@@ -121,6 +122,16 @@ def test_options_replace_those_of_the_config(study, capsys):
             "does not run on its preprocessing of the images: .*'image'",
         ),
         (["--", "--network_def", "$torch.nn.Sequential(torch.nn.Linear(8, 2))"], {"ckpt": "narrow.pt"}, "of shape"),
+        (["--", "--network_def", "$1 / 0"], {}, "'network_def' of the config cannot be made: division by zero"),
+        (["--", "--network_def", "$[1]"], {}, "'network_def' of the config is a list, no torch.nn.Module"),
+        (
+            ["--", "--preprocessing#transforms#0#_target_", "Nothing"],
+            {},
+            "'preprocessing' of the config cannot be made",
+        ),
+        (["--", "--sizes", "9"], {}, "the config has no 'sizes' whose value could be replaced"),
+        (["--device", "cuda:77"], {}, "device must be a device of this machine, such as cpu"),
+        ([], {"config": "many.json"}, "the config .*many.json.* is no mapping of ids"),
         (
             ["--", "--network_def", "$torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Conv2d(3, 2, 1))"],
             {"ckpt": "conv.pt"},

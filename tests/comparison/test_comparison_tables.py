@@ -120,12 +120,24 @@ def test_methods_that_are_one_setting_are_told():
 def test_different_versions_commits_and_tasks_are_told():
     old = row("mimmx", 0, 0.88, version="0.1")
     text = format_tables([old, row("mimmx", 1, 0.88, version="0.1", commit="a" * 40)])
-    assert "different" not in text  # rows of before commits were recorded
+    assert "of different commits, aaaaaaaaaaaa, unknown: they may not" in text
     text = format_tables([old | {"commit": "b" * 40}, row("mimmx", 1, 0.88, version="0.2", commit="a" * 40 + "-dirty")])
     assert "of different versions, 0.1, 0.2: they may not" in text
     assert "of different commits, aaaaaaaaaaaa-dirty, bbbbbbbbbbbb: they may not" in text
     text = format_tables([old, row("mimmx", 1, 0.88, task_names=["effusion", "sex"])])
     assert "of different tasks, effusion, sex; sick, sex: give each bundle an output_dir of its own" in text
+
+
+def test_a_second_part_with_a_weight_of_its_own_is_told():
+    config = {"method": "mimmx", "lambda_mi": 1.0, "refine_lambda_mi": 3.0, "refine_epochs": 16}
+    weights = [glance([row("a", 0, 0.9, config=config | more)]).lines[0][-1] for more in ({}, {"refine_epochs": 0})]
+    assert weights == ["1, then 3", "1"]
+
+
+def test_an_unknown_commit_is_another_one():
+    rows = [row("a", 0, 0.9, commit=None, version="1"), row("b", 0, 0.9, commit="3a2fb33f" * 5, version="1")]
+    assert "different commits, 3a2fb33f3a2f, unknown:" in format_tables(rows)
+    assert "commits" not in format_tables([rows[0]]) and "versions" not in format_tables(rows)
 
 
 def test_different_precision_is_told():

@@ -66,7 +66,7 @@ def bundle(tmp_path):
 
 
 def runs(bundle, *names, **more):
-    return plan_runs(bundle, method_options(names), output_dir=bundle.parent / "out", **{"seeds": [0], **more})
+    return plan_runs(bundle, method_options(names), **{"seeds": [0], "output_dir": bundle.parent / "out", **more})
 
 
 STAND_IN = """
@@ -166,6 +166,23 @@ def test_other_config_files_in_the_same_folder_are_refused(bundle):
         execute_runs(runs(bundle, "baseline", overlays=[bundle / "configs/train.json"]), progress=False)
 
 
+def test_an_edited_config_in_the_same_folder_is_refused(bundle):
+    overlay = bundle / "configs/own.json"
+    overlay.write_text('{"epochs": 3}')
+    made = runs(bundle, "baseline", overlays=[overlay])
+    execute_runs([quick(run) for run in made], progress=False, report=lambda line: None)
+    overlay.write_text('{"epochs": 3, "num_workers": 4}')
+    check_runs(made)
+    overlay.write_text('{"epochs": 30, "subset_sizes": {"train": 9}}')
+    with pytest.raises(ValueError, match="with another content, in epochs, subset_sizes: name another output_dir"):
+        check_runs(made)
+
+
+def test_where_and_how_it_is_called_may_differ(bundle):
+    execute_runs([quick(run) for run in runs(bundle, "baseline")], progress=False, report=lambda line: None)
+    check_runs(runs(bundle, "baseline", options={"device": "cpu", "num_workers": 2, "resume": True}))
+
+
 def test_metrics_of_a_command_with_other_options_are_refused(bundle):
     (bundle / "configs/short.json").write_text('{"epochs": "$1 + @seed"}')
     (run,) = runs(bundle, "baseline")
@@ -221,6 +238,52 @@ def test_one_run_under_two_names(bundle, capsys):
     assert [(row["name"], row.get("same_as")) for row in rows] == [(names[0], names[1]), (names[1], None)]
 
 
+def test_a_failed_run_of_its_own_does_not_hide_the_same_setting(bundle, capsys):
+    config = json.loads((bundle / "configs/train.json").read_text()) | {"conditional": "$@method == 'mimmx'"}
+    (bundle / "configs/train.json").write_text(json.dumps(config))
+    output, names = bundle.parent / "out", ["mimmx_balanced", "mimmx_balanced_conditional"]
+    (alone,) = runs(bundle, names[1])
+    failing = dataclasses.replace(alone, command=("/no/such/python", *alone.command[1:]))
+    execute_runs([failing], progress=False, report=lambda line: None)
+    assert ["error" in row for row in collect_rows(output)] == [True]
+    (both,) = runs(bundle, *names)
+    assert (both.name, both.aliases) == (names[0], (names[1],))
+    execute_runs([quick(both)], progress=False, report=lambda line: None)
+    rows = collect_rows(output)
+    assert [(row["name"], row.get("same_as"), "error" in row) for row in rows] == [
+        (names[0], None, False),
+        (names[1], names[0], False),
+    ]
+
+
+def test_a_comparison_in_a_folder_of_another_is_not_mixed_in(bundle):
+    output = bundle.parent / "out"
+    for folder in (output, output / "quick"):
+        made = runs(bundle, "baseline", agreements=[0.8], output_dir=folder)
+        execute_runs([quick(run) for run in made], progress=False, report=lambda line: None)
+    for folder in (output, output / "quick"):
+        assert [(row["name"], row["agreement"]) for row in collect_rows(folder)] == [("baseline", 0.8)]
+
+
+def test_a_run_that_goes_on_elsewhere_is_not_listed(bundle, capsys):
+    (run,) = runs(bundle, "baseline")
+    run.folder.mkdir(parents=True)
+    arguments = ["compare", "--bundle", str(bundle), "--output_dir", str(bundle.parent / "out"), "--list"]
+    with runner._locked(run.folder / ".lock"):
+        assert main([*arguments, "--methods", "baseline", "--seeds", "1"]) == 0
+    printed = capsys.readouterr()
+    assert not printed.out and "baseline seed 0: another process is running it" in printed.err
+
+
+def test_a_sweep_leaves_natural_factors_as_they_are(bundle):
+    config = json.loads((bundle / "configs/train.json").read_text()) | {"agreement": [0.9, "natural", 0.8]}
+    (bundle / "configs/train.json").write_text(json.dumps(config))
+    (run,) = runs(bundle, "baseline", agreements=[0.7])
+    assert run.options["agreement"] == [0.7, "natural", 0.7] and "agreement_0.7" in str(run.folder)
+    execute_runs([quick(run)], progress=False, report=lambda line: None)
+    assert [row["agreement"] for row in collect_rows(bundle.parent / "out")] == [0.7]
+
+
 def test_the_list_of_commands_runs_by_itself(bundle, capsys):
     arguments = ["--bundle", str(bundle), "--output_dir", str(bundle.parent / "out")]
     assert main(["compare", *arguments, "--methods", "baseline", "--seeds", "2", "--list", "--", "--wait", "0"]) == 0
@@ -273,6 +336,9 @@ def test_sweep_folders_and_commands(bundle):
         ({"seeds": [1, 1]}, "one or more different seeds"),
         ({"options": {"seed": 1}}, "sets seed itself"),
         ({"options": {"agreement": 0.5}, "agreements": [0.9]}, "both as a sweep"),
+        ({"agreements": [0.9, 0.9000001]}, "expected different agreements, got 0.9, 0.9"),
+        ({"agreements": [0.9, 1.7]}, "a share from 0 to 1, got 1.7"),
+        ({"agreements": [float("nan")]}, "a share from 0 to 1, got nan"),
         ({"overlays": ["no.json"]}, "no.json"),
         ({"options": {"sampling": "$1 / 0"}}, "train.json cannot resolve the options of .*: division by zero"),
     ],
