@@ -69,7 +69,8 @@ class ExperimentEvaluation:
         tasks: the tasks, the primary one first.
         output_dir: where to write.
         device: where to run.
-        checkpoint: file whose ``model`` entry is loaded into the network first; ``None`` for none.
+        checkpoint: file whose weights are loaded into the network first, its entry ``model``, ``state_dict``, ``network`` or
+            ``net``, else all of it; ``None`` for none.
         history: the training's ``history.jsonl``, or ``None``.
         settings: what the run was called with, for the records; must be JSON-able.
         batch_size: images per forward pass.
