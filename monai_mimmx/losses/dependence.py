@@ -24,6 +24,10 @@ class BlockMutualInformation(nn.Module):
     """
     MINE estimates between f_y and the spurious feature blocks, in nats.
 
+    The features must be standardised over the batch, as those of :class:`~monai_mimmx.networks.MIMMXNet` are: they are
+    taken as they come, and a network could lower the value by shrinking them. For features of any other network take
+    :class:`~monai_mimmx.losses.MINELoss`, which standardises.
+
     Args:
         feature_dim: width D of every feature block.
         factors: which of the spurious factors count (0 is z_1).
@@ -306,6 +310,10 @@ def make_dependence(
 ) -> nn.Module | None:
     """
     The dependence term of a named method, or ``None`` where the method has none.
+
+    Those of ``"mimmx"``, ``"mimm"`` and ``"adversarial"`` ask for features that are standardised over the batch, as those
+    of :class:`~monai_mimmx.networks.MIMMXNet` are: a network that does not could lower them by shrinking its features.
+    For such a network take :class:`~monai_mimmx.losses.MINELoss`, which standardises.
 
     Args:
         method: ``"mimmx"`` (MINE on every factor), ``"mimm"`` (MINE on the first factor only), ``"dcor"`` (distance
