@@ -68,7 +68,9 @@ class DistanceCorrelationLoss(nn.Module):
     """
     Distance correlation as a term to minimise; see :func:`distance_correlation`.
 
-    Time and memory grow with B * B, as the definition asks. Its gradient reaches x and z; it has no parameters.
+    Time and memory grow with B * B, as the definition asks. Its gradient reaches x and z; it has no parameters. Pass
+    ``z.detach()`` where only x should pay. In a process group the value is that of each process's own batch: use
+    :class:`~monai_mimmx.engines.MIMMXTrainer`, or gather the features of all processes first.
 
     Example:
         >>> loss = DistanceCorrelationLoss()

@@ -87,7 +87,17 @@ class MINELoss(nn.Module):
 
     The value is a term to ADD, times a weight, to any PyTorch loss: its gradient reaches ``x`` and ``z``. Its own
     parameters (the statistics network T) are trained on the negative of the same value: :meth:`update_estimator`
-    makes one such step on detached inputs and belongs before, and more often than, each step of the encoder.
+    makes one such step on detached inputs and belongs before, and more often than, each step of the encoder. Keep the
+    module outside the network, or its parameters out of the encoder's optimizer, which would train T to find less. Pass
+    ``z.detach()`` where only x should pay.
+
+    The marginal form asks for batches in which the label that x serves and what z stands for are independent (every
+    combination equally likely: :func:`~monai_mimmx.data.balanced_weights`): where they go together, x and z cannot be
+    independent without loss for the task, and the penalty can over-correct. The conditional form has no such conflict,
+    but leaves more of a shortcut on correlated batches; on balanced ones both serve.
+
+    The value is that of the batch it is given. In a process group each process would train an estimator of its own on its
+    own batch: use :class:`~monai_mimmx.engines.MIMMXTrainer`, or gather the features of all processes first.
 
     T's first layer is linear in (x, z), so it is applied to the B rows of each once and the product pairs cost one
     addition each: time and memory grow with B * negatives, never with B * B * (x_dim + z_dim).
