@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Mapping
@@ -29,10 +30,14 @@ def serve_label_app(
     """
     Serve a bundle to MONAI Label's clients until interrupted.
 
+    Of the pages in a browser only the server's own may use it, where MONAI Label alone would let those of any origin; the
+    environment's ``MONAI_LABEL_CORS_ORIGINS``, a JSON list, names others.
+
     Args:
         bundle: its folder, or the name of one of this project's.
-        studies: the folder of images to label; MONAI Label keeps the labels there.
-        host: address to listen on. There is no login: whoever reaches it can read the images and write labels.
+        studies: the folder of images to label; MONAI Label keeps the labels there. A copy, as clients can delete images.
+        host: address to listen on. There is no login: whoever reaches it can read, add and delete the images, write and
+            delete labels, start trainings and put the served model aside.
         port: to listen on.
         ckpt: the trained model; by default the bundle's own.
         output_dir: where fine-tuned models go; by default `output/label` in the bundle.
@@ -48,9 +53,14 @@ def serve_label_app(
     if not Path(studies).is_dir():
         raise FileNotFoundError(f"there is no folder {studies}: name the folder with the images by --studies")
     try:
+        from monailabel.config import settings
         from monailabel.main import Main
     except ImportError as error:
         raise ImportError(f"MONAI Label cannot be used ({error}): pip install 'monai_mimmx[label]'") from error
+    origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]  # no browser sends the final slash
+    settings.MONAI_LABEL_CORS_ORIGINS = origins or [f"http://{f'[{host}]' if ':' in host else host}:{port}"]
+    importlib.import_module("monailabel.app")  # reads them
+    settings.MONAI_LABEL_CORS_ORIGINS = []  # with the URLs made of the variable, neither its start nor a training gets far
     conf = {"models": str(bundle), "ckpt": ckpt, "output_dir": output_dir, "options": json.dumps(dict(options or {}))}
     words = ["start_server", "--app", str(app), "--studies", str(studies), "--host", host, "--port", str(port)]
     for key, value in conf.items():

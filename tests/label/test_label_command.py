@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command that starts the server, without one."""
 
+import json
 import subprocess
 import sys
 
@@ -29,6 +30,27 @@ def test_only_this_computer_is_served_unless_told_otherwise(monkeypatch, tmp_pat
     )
     assert (more.host, more.port) == ("0.0.0.0", 81)
     assert more.conf[1:] == [["ckpt", "x.pt"], ["options", '{"feature_dim": 4}']]
+
+
+@pytest.mark.parametrize(
+    ("given", "arguments", "allowed"),
+    [
+        ([], [], ["http://127.0.0.1:8000"]),
+        ([], ["--port", "81"], ["http://127.0.0.1:81"]),
+        ([], ["--host", "::1"], ["http://[::1]:8000"]),
+        (["https://viewer.example", "http://127.0.0.1:3000"], [], ["https://viewer.example", "http://127.0.0.1:3000"]),
+    ],
+)
+def test_pages_of_other_origins_are_allowed_only_where_named(given, arguments, allowed, monkeypatch, tmp_path):
+    pytest.importorskip("monailabel", reason="MONAI Label is not installed: pip install 'monai_mimmx[label]'")
+    from monailabel.config import Settings, settings
+
+    monkeypatch.setenv("MONAI_LABEL_CORS_ORIGINS", json.dumps(given))
+    monkeypatch.setattr(settings, "MONAI_LABEL_CORS_ORIGINS", Settings().MONAI_LABEL_CORS_ORIGINS)
+    monkeypatch.delitem(sys.modules, "monailabel.app", raising=False)  # which reads them when it is imported
+    started(monkeypatch, ["--bundle", "brain_age", "--studies", str(tmp_path), *arguments])
+    assert sys.modules["monailabel.app"].origins == allowed
+    json.dumps(settings.model_dump())  # as MONAI Label does when it starts, and in every training
 
 
 @pytest.mark.parametrize(

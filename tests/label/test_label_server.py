@@ -75,6 +75,9 @@ def test_monai_labels_client_goes_the_whole_way(server, study, tmp_path):
         assert not _answers("127.0.0.2", server), "the server listens to more than 127.0.0.1"
     client = MONAILabelClient(f"http://127.0.0.1:{server}", tmpdir=str(tmp_path))
     assert list(client.info()["models"]) == ["brain_age"]
+    for origin, told in ((f"http://127.0.0.1:{server}", True), ("http://elsewhere.example", False)):
+        answer = requests.get(f"http://127.0.0.1:{server}/info/", headers={"Origin": origin}, timeout=60)
+        assert (answer.headers.get("access-control-allow-origin") == origin) == told, origin
 
     image = "case00_y0_z0"
     file, before = client.infer("brain_age", image, {"device": "cpu"})
