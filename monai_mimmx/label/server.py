@@ -57,10 +57,11 @@ def serve_label_app(
         from monailabel.main import Main
     except ImportError as error:
         raise ImportError(f"MONAI Label cannot be used ({error}): pip install 'monai_mimmx[label]'") from error
-    origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]  # no browser sends the final slash
+    # No browser sends the final slash of the URLs that MONAI Label makes of the variable.
+    origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
     settings.MONAI_LABEL_CORS_ORIGINS = origins or [f"http://{f'[{host}]' if ':' in host else host}:{port}"]
     importlib.import_module("monailabel.app")  # reads them
-    settings.MONAI_LABEL_CORS_ORIGINS = []  # with the URLs made of the variable, neither its start nor a training gets far
+    settings.MONAI_LABEL_CORS_ORIGINS = []  # with the URLs it can neither start nor train
     conf = {"models": str(bundle), "ckpt": ckpt, "output_dir": output_dir, "options": json.dumps(dict(options or {}))}
     words = ["start_server", "--app", str(app), "--studies", str(studies), "--host", host, "--port", str(port)]
     for key, value in conf.items():
