@@ -1,6 +1,6 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""MINELoss in a bare PyTorch loop: the accuracy that is left where the shortcut points the other way, without and with it.
+"""MINELoss in a bare PyTorch loop: what plain batches, balanced ones and those with it leave of a shortcut.
 
 python examples/mine_pytorch.py
 """
@@ -10,17 +10,21 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import RandomSampler, WeightedRandomSampler
 from toy_images import toy_images
 
+from monai_mimmx.data import balanced_weights
 from monai_mimmx.losses import MINELoss
 
 DIM = 2  # of each feature block
 
 
-def train(weight: float, epochs: int = 12, seed: int = 0) -> tuple[float, float]:
+def train(weight: float, balanced: bool = True, epochs: int = 12, seed: int = 0) -> tuple[float, float]:
     """Train with that weight of the mutual information; accuracy of y on images like those of training, and inverted ones."""
     torch.manual_seed(seed)
     images, labels = toy_images(2000, agreement=0.9, seed=seed)
+    cells = balanced_weights(labels.numpy(), (2, 2)).tolist()  # under which every (y, z) is equally likely
+    sampler = WeightedRandomSampler(cells, len(images)) if balanced else RandomSampler(images)
     encoder = nn.Sequential(
         *(nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 5, padding=2), nn.ReLU()),
         *(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(256, 2 * DIM), nn.BatchNorm1d(2 * DIM, affine=False)),
@@ -30,7 +34,7 @@ def train(weight: float, epochs: int = 12, seed: int = 0) -> tuple[float, float]
     parameters = [*encoder.parameters(), *head_y.parameters(), *head_z.parameters()]
     optimizer, mi_optimizer = torch.optim.Adam(parameters, lr=2e-3), torch.optim.Adam(mi.parameters(), lr=2e-3)
     for epoch in range(epochs):
-        for rows in torch.randperm(len(images)).split(100):
+        for rows in torch.tensor(list(sampler)).split(100):
             f_y, f_z = encoder(images[rows]).chunk(2, dim=1)
             y, z = labels[rows].T
             for _ in range(5):
@@ -50,6 +54,7 @@ def train(weight: float, epochs: int = 12, seed: int = 0) -> tuple[float, float]
 
 
 if __name__ == "__main__":
-    for weight in (0.0, 1.0):
-        val, inv = train(weight)
-        print(f"lambda {weight:g}: Val {100 * val:.1f} %, Inv {100 * inv:.1f} %, gap {100 * (val - inv):+.1f}")
+    for balanced, weight in ((False, 0.0), (True, 0.0), (True, 1.0)):
+        val, inv = train(weight, balanced)
+        row = f"{'balanced' if balanced else 'plain'} batches, lambda {weight:g}"
+        print(f"{row}: Val {100 * val:.1f} %, Inv {100 * inv:.1f} %, gap {100 * (val - inv):+.1f}")

@@ -1,6 +1,6 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""MINELoss in a plain MONAI SupervisedTrainer with a MONAI network: the gap from Val to Inv, without and with it.
+"""MINELoss in a plain MONAI SupervisedTrainer: the gap from Val to Inv on plain batches, balanced ones, and with it.
 
 python examples/mine_supervised_trainer.py
 """
@@ -33,7 +33,7 @@ class TwoBlocks(nn.Module):
         return torch.cat([self.y(features[:, :DIM]), self.z(features[:, DIM:]), features], dim=1)
 
 
-def train(weight: float, epochs: int = 15, seed: int = 0) -> tuple[float, float]:
+def train(weight: float, balanced: bool = True, epochs: int = 15, seed: int = 0) -> tuple[float, float]:
     """Train with that weight of the mutual information; accuracy of y on images like those of training, and inverted ones."""
     set_determinism(seed)
     network, mi = TwoBlocks(), MINELoss(DIM, DIM, conditional=True)
@@ -47,12 +47,14 @@ def train(weight: float, epochs: int = 15, seed: int = 0) -> tuple[float, float]
         return tasks + weight * mi(f_y, f_z.detach(), label[:, 0])
 
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    SupervisedTrainer("cpu", epochs, toy_loader(2000, 0.9, seed), network, optimizer, loss, decollate=False).run()
+    loader = toy_loader(2000, 0.9, seed, balanced=balanced)
+    SupervisedTrainer("cpu", epochs, loader, network, optimizer, loss, decollate=False).run()
     val, inv = (accuracies(network, toy_loader(2000, a, 1000 + seed), ["y", "z"])[0] for a in (0.9, 0.1))
     return val, inv
 
 
 if __name__ == "__main__":
-    for weight in (0.0, 1.0):
-        val, inv = train(weight)
-        print(f"lambda {weight:g}: Val {100 * val:.1f} %, Inv {100 * inv:.1f} %, gap {100 * (val - inv):+.1f}")
+    for balanced, weight in ((False, 0.0), (True, 0.0), (True, 1.0)):
+        val, inv = train(weight, balanced)
+        row = f"{'balanced' if balanced else 'plain'} batches, lambda {weight:g}"
+        print(f"{row}: Val {100 * val:.1f} %, Inv {100 * inv:.1f} %, gap {100 * (val - inv):+.1f}")

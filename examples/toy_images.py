@@ -8,7 +8,9 @@ import torch
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from torch import Tensor, nn
+from torch.utils.data import WeightedRandomSampler
 
+from monai_mimmx.data import balanced_weights
 from monai_mimmx.handlers import head_accuracies
 
 
@@ -24,11 +26,13 @@ def toy_images(count: int, agreement: float, seed: int) -> tuple[Tensor, Tensor]
     return images[:, None], torch.stack([y, z], dim=1)
 
 
-def toy_loader(count: int, agreement: float, seed: int) -> DataLoader:
-    """The same as batches of 100 with the keys that MONAI's engines expect."""
+def toy_loader(count: int, agreement: float, seed: int, balanced: bool = False) -> DataLoader:
+    """The same as batches of 100 with the keys that MONAI's engines expect; balanced: every (y, z) is equally likely."""
     images, labels = toy_images(count, agreement, seed)
     items = [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
-    return DataLoader(Dataset(items), batch_size=100, shuffle=True)
+    weights = balanced_weights(labels.numpy(), (2, 2)).tolist()
+    sampler = WeightedRandomSampler(weights, count) if balanced else None
+    return DataLoader(Dataset(items), batch_size=100, shuffle=sampler is None, sampler=sampler)
 
 
 def accuracies(network: nn.Module, loader: DataLoader, tasks: list[str]) -> list[float]:
