@@ -38,9 +38,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "mimmx_balanced_marginal": {"method": "mimmx", "sampling": "balanced", "conditional": False},
     "mimmx_balanced_conditional": {"method": "mimmx", "sampling": "balanced", "conditional": True},
 }
-"""Name of a row to the options of its runs. `mimmx` is the method as published, on correlated batches;
-`mimmx_balanced` is the bundle's own setting of it on batches in which every (y, z) cell is equally likely, i.e.
-rebalancing with mutual information. `_conditional`: within each class of y; `_marginal`: over all."""
+"""Name of a row to the options of its runs. `mimmx` is the published objective (DLS, CAW, marginal mutual information) on
+correlated batches, with the bundle's other defaults; `mimmx_balanced` is the bundle's own setting of it on batches in
+which every (y, z) cell is equally likely, i.e. rebalancing with mutual information. `_conditional`: within each class
+of y; `_marginal`: over all."""
 
 
 def method_options(names: Sequence[str] | str = "all") -> dict[str, dict[str, Any]]:
