@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import math
 import os
@@ -259,15 +260,39 @@ def _stripped(texts: pd.Series) -> pd.Series:
     return stripped.mask(stripped.isin(BLANKS), None)
 
 
+def _too_many_cells(path: Path, width: int) -> ValueError:
+    """The error that tells the first row with more cells than the header."""
+    place = ""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        for cells in (rows := csv.reader(file)):
+            if len(cells) > width:
+                place = f", line {rows.line_num - sum(cell.count(chr(10)) for cell in cells)}"
+                break
+    return ValueError(
+        f"{path}{place}: more cells than the header, which has {width}: is there a comma at the end, or one in a cell "
+        "without double quotes around it?"
+    )
+
+
+def _lines(path: Path, frame: pd.DataFrame) -> pd.Index:
+    """The line in the file where each row begins: the header is line 1, and a cell in quotes may hold several lines."""
+    if path.read_bytes().count(b"\n") <= len(frame) + 1:
+        return pd.RangeIndex(2, len(frame) + 2)
+    breaks = sum(frame[name].str.count("\n").fillna(0).to_numpy(dtype=np.int64) for name in frame.columns)
+    first = 2 + sum(name.count("\n") for name in frame.columns)
+    return pd.Index(first + np.arange(len(frame)) + np.cumsum(breaks) - breaks)
+
+
 def read_columns(
     path: Path, required: Sequence[str], optional: Sequence[str] = (), everything: bool = False
 ) -> pd.DataFrame:
-    """The wanted columns, or all, as stripped text, blanks as NA; the index is the line in the file."""
+    """The wanted columns, or all, as stripped text, blanks as NA; the index is the line in the file where a row begins."""
     if not path.is_file():
         raise FileNotFoundError(f"no table at {path}: expected a CSV file (check dataset_dir or the path)")
     try:
         # As a row of cells: as a header, pandas would rename a column that stands there twice.
-        first = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        options = {"keep_default_na": False, "skip_blank_lines": False, "encoding": "utf-8-sig"}
+        first = pd.read_csv(path, header=None, nrows=1, dtype=str, **options)
         header = [name.strip() for name in first.iloc[0]]
         problems = (
             [lacks_columns(path, missing, header)] if (missing := [n for n in required if n not in header]) else []
@@ -277,24 +302,21 @@ def read_columns(
             problems.append(ValueError(f"{path} has the column {twice[0]!r} twice: rename one"))
         if twice or (missing and wanted.isdisjoint(header)):
             raise_problems(problems)
-        frame = pd.read_csv(
-            path,
-            dtype=object,
-            usecols=None if everything else lambda name: name.strip() in wanted,
-            keep_default_na=False,
-            na_values=list(BLANKS),
-            skip_blank_lines=False,
-            encoding="utf-8-sig",
-        )
+        # All columns: with `usecols`, pandas would cut off what a row has too much, and its cells would be shifted.
+        frame = pd.read_csv(path, dtype=object, na_values=list(BLANKS), **options)
     except pd.errors.EmptyDataError:
-        raise ValueError(f"{path} is empty: expected a header and one row per image") from None
+        told = "begins with a blank line" if path.stat().st_size else "is empty"
+        raise ValueError(f"{path} {told}: expected a header and one row per image") from None
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        if "fields in line" in str(error):
+            raise_problems([*problems, _too_many_cells(path, len(header))])
         raise ValueError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
     if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first column for one of names then
-        told = f"{path}: the rows have more cells than the header, which has {len(header)}"
-        raise_problems([*problems, ValueError(f"{told}: is there a comma at the end of each line?")])
-    frame.columns = [str(name).strip() for name in frame.columns]
-    frame.index = pd.RangeIndex(2, len(frame) + 2)  # the header is line 1
+        raise_problems([*problems, _too_many_cells(path, len(header))])
+    frame.columns = header
+    frame.index = _lines(path, frame)
+    if not everything:
+        frame = frame[[name for name in header if name in wanted]]
     for name in frame.columns:
         frame[name] = map_distinct(frame[name], _stripped)
     if (blank := frame.iloc[:, 0].isna()).any():  # only these can be blank in every column

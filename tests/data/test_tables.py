@@ -81,6 +81,22 @@ def test_rows_with_more_cells_than_the_header(tmp_path, end):
         read(tmp_path, [row + end for row in GOOD])
 
 
+@pytest.mark.parametrize("row", ["c.png,3,large, right,50,M", "c.png,3,large, right,50,"])
+def test_a_comma_in_a_cell_without_quotes(tmp_path, row):
+    """The cells behind it would be read one column too far to the right."""
+    rows = ["a.png,1,ok,40,F", 'b.png,2,"a\nb",60,M', row]
+    with pytest.raises(ValueError, match=r"line 5: more cells than the header, which has 5: .* without double quotes"):
+        read(tmp_path, rows, header="image,subject,comment,age,sex")
+
+
+def test_lines_are_those_of_the_file(tmp_path):
+    rows = ['a.png,1,"x\ny\nz",40,F', "", 'b.png,2,"q",60,M', "c.png,3,q,old,M"]
+    with pytest.raises(ValueError, match="line 7, column 'age'"):
+        read(tmp_path, rows, header="image,subject,comment,age,sex")
+    with pytest.raises(ValueError, match="line 3, column 'age'"):
+        read(tmp_path, ["a.png,1,40,F", "c.png,3,old,M"])
+
+
 def test_an_image_in_several_rows(tmp_path, caplog):
     with pytest.raises(ValueError, match=r"lines 2 and 6: .*a\.png belongs to the classes 0 and 1 of 'sex' \(1 such\)"):
         read(tmp_path, [*GOOD, "a.png,1,40,M"])
@@ -192,6 +208,8 @@ def test_no_table_and_empty_file(tmp_path):
         read_table(tmp_path / "absent.csv", [AGE, SEX])
     with pytest.raises(ValueError, match=r"labels\.csv is empty"):
         read_table(write(tmp_path, ""), [AGE, SEX])
+    with pytest.raises(ValueError, match=r"labels\.csv begins with a blank line: expected a header"):
+        read(tmp_path, GOOD, header="\nimage,subject,age,sex")
 
 
 @pytest.mark.parametrize("count", [4, 20])  # below and above the number for which a folder is listed
