@@ -212,9 +212,15 @@ class CorrelatedSplit:
         """Rows in which all factors are uniform and independent of y; arguments as in `correlated`."""
         return self._draw(labels, "balanced", size)
 
-    def max_size(self, labels: np.ndarray, kind: str) -> int:
-        """The largest subset of a kind ("correlated", "inverted" or "balanced") that the table allows."""
-        return self._plan(labels, kind)[2]
+    def max_size(self, labels: np.ndarray, kind: str, *, overlook_empty: bool = False) -> int:
+        """The largest subset of a kind ("correlated", "inverted" or "balanced") that the table allows.
+
+        Args:
+            labels: see `correlated`.
+            kind: of the subset.
+            overlook_empty: as if combinations of classes that the table lacks were not needed.
+        """
+        return self._plan(labels, kind, overlook_empty)[2]
 
     def empty_cell(self, labels: np.ndarray, kind: str) -> str | None:
         """The first combination of classes that a subset of this kind needs and the table lacks; None where it has all."""
@@ -246,7 +252,7 @@ class CorrelatedSplit:
         return rng.permutation(rows)
 
     def _plan(
-        self, labels: np.ndarray, kind: str
+        self, labels: np.ndarray, kind: str, overlook_empty: bool = False
     ) -> tuple[np.ndarray, Callable[[int], np.ndarray], int, Callable[[int], str]]:
         """Cell of each row (-1: never drawn), rows per cell as a function of the size, the largest size, cell names."""
         labels = np.asarray(labels)
@@ -296,17 +302,41 @@ class CorrelatedSplit:
         cells = cell_index(labels[:, used], used_classes)
         there = np.bincount(cells[cells >= 0], minlength=math.prod(used_classes)).reshape(conditional.shape)
         # Rounding gives a cell at least floor(floor(size / K) * p), hence this bound; the answer lies just below it.
-        populated = conditional > 0
+        populated = (conditional > 0) & ((there > 0) | (not overlook_empty))
         with np.errstate(over="ignore"):  # of a share next to nothing
-            bound = np.floor((there[populated] + 1) / conditional[populated]).min() + 1
+            bound = np.floor((there[populated] + 1) / conditional[populated]).min(initial=np.inf) + 1
         size = int(min(num_classes[0] * bound, (cells >= 0).sum()))
-        while size > 0 and (compose(size) > there.ravel()).any():
+        while size > 0 and ((compose(size) > there.ravel()) & populated.ravel()).any():
             size -= 1
         return cells, compose, size, describe
 
 
 def _labels_of(frame: pd.DataFrame, tasks: Sequence[Task]) -> np.ndarray:
     return frame[[task.name for task in tasks]].to_numpy(dtype=np.int64)
+
+
+def _too_small(
+    split: CorrelatedSplit, labels: np.ndarray, kind: str, name: str, cap: int | None, size: int
+) -> str | None:
+    """What is wrong with the size of a subset: fewer rows than classes, or most of them lost to an empty cell."""
+    primary, classes = split.task_names[0], split.num_classes[0]  # type: ignore[index]
+    cell = split.empty_cell(labels, kind)
+    if size < classes:
+        few = f"it has {size} row(s), fewer than {primary!r} has classes"
+        if size == cap or cell is None:
+            return f"{few}: raise its number in subset_sizes to {classes} or more"
+        return f"{few}, since there are none with {cell}"
+    # Rounding lets a subset do without a cell, as long as it is so small that the cell's share is below half a row.
+    if (
+        cell is None
+        or size == cap
+        or 2 * size >= min(cap or len(labels), split.max_size(labels, kind, overlook_empty=True))
+    ):
+        return None
+    return (
+        f"there are no rows with {cell}, without which {_article(kind)} subset has {size} rows at most: add such rows, group "
+        f"classes or leave a task out, or accept it with {name!r}: {size} in subset_sizes"
+    )
 
 
 def make_subsets(
@@ -342,7 +372,8 @@ def make_subsets(
         Subset name to frame, each with a fresh index.
 
     Raises:
-        ValueError: an unknown subset name, partitions without rows, or subsets for which a cell is empty, all of them.
+        ValueError: an unknown subset name, partitions without rows, or subsets that lose more than half of their rows, or
+            all, to a cell that is empty; all of them.
 
     Example:
         >>> from monai_mimmx.data.tables import parse_tasks
@@ -383,13 +414,8 @@ def make_subsets(
         except ValueError as error:
             problems.append(ValueError(f"subset {name!r} (partition {part!r}, {len(rows)} rows): {error}"))
             continue
-        if len(picked) < tasks[0].num_classes:
-            problems.append(
-                ValueError(
-                    f"subset {name!r} (partition {part!r}, {len(rows)} rows): it has {len(picked)} row(s), fewer than "
-                    f"{tasks[0].name!r} has classes, since there are none with {split.empty_cell(labels, kind)}"
-                )
-            )
+        if told := _too_small(split, labels, kind, name, cap, len(picked)):
+            problems.append(ValueError(f"subset {name!r} (partition {part!r}, {len(rows)} rows): {told}"))
         subsets[name] = rows.iloc[picked].reset_index(drop=True)
     raise_problems(problems, usable=frame)
     return subsets

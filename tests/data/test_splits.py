@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pandas as pd
@@ -279,6 +280,30 @@ def test_subset_errors():
     all_sick = frame.assign(sick=1, split=np.array(["train", "val", "test"])[np.arange(len(frame)) % 3])
     with pytest.raises(ValueError, match=r"subset 'train' .*needs 1 rows with \(sick=0, sex=0, site=0\).* has 0"):
         make_subsets(all_sick, tasks)
+
+
+def test_an_empty_cell_that_a_subset_can_do_without_only_by_being_tiny():
+    tasks, frame = two_tasks(), cohort()
+    frame = frame[~((frame.sick == 1) & (frame.sex == 1) & (frame.site == 0))]
+    match = (
+        r"6 problems:(.|\n)*subset 'train' \(.*\): there are no rows with \(sick=1, sex=1, site=0\), without which a "
+        r"correlated subset has \d+ rows at most: add such rows, .*, or accept it with 'train': \d+ in subset_sizes"
+    )
+    with pytest.raises(ValueError, match=match) as caught:
+        make_subsets(frame, tasks)
+    accepted = {name: int(size) for name, size in re.findall(r"with '(\w+)': (\d+) in", str(caught.value))}
+    assert {name: len(subset) for name, subset in make_subsets(frame, tasks, sizes=accepted).items()} == accepted
+    # A natural factor is not looked at in train: only the balanced subsets need the cell.
+    with pytest.raises(ValueError, match="2 problems:") as caught:
+        make_subsets(frame, tasks, agreement=[0.8, "natural"])
+    assert "'probe'" in str(caught.value) and "'bal'" in str(caught.value)
+
+
+def test_a_size_below_the_number_of_classes():
+    with pytest.raises(
+        ValueError, match=r"'train' .*: it has 1 row.s., .*: raise its number in subset_sizes to 2 or more"
+    ):
+        make_subsets(cohort(), two_tasks(), sizes={"train": 1})
 
 
 def test_cell_index_and_weights():
