@@ -131,6 +131,18 @@ def test_a_sound_study_of_any_format_passes(tmp_path, kind):
     assert not told(parser) and parser["output_dir"] and (tmp_path / "output").is_dir()
 
 
+def test_links_that_lead_nowhere_are_told_among_the_other_problems(study, tmp_path):
+    for number in range(5):
+        image = study / f"images/{number}.png"
+        image.unlink()
+        image.symlink_to("../../annex/objects/of_no_clone.png")
+    tells(
+        check(study, n_b=0, cache_dir=str(tmp_path / "cache")),
+        r"5 of 72 image files do not exist: .*0\.png, .*1\.png, .*2\.png, \.\.\.",
+        "n_b, .*, must be 1 or more, got 0",
+    )
+
+
 OPTIONS = {
     "method": [("magic", "one of 'mimmx', 'mimm', .*'dfr'"), (None, "one of")],
     "dls": [("ture", "True or False"), (1, "True or False")],

@@ -66,7 +66,7 @@ def load_image(path: str, transform: Transform, dtype: str, shape: tuple[int, ..
         raise ValueError(f"its shape after the transform is {pixels.shape}, but that of the first file is {shape}")
     low, high = float(pixels.min()), float(pixels.max())
     if not np.isfinite(low) or not np.isfinite(high):
-        raise ValueError(f"it holds NaN or infinite pixels ({int((~np.isfinite(pixels)).sum())} of {pixels.size})")
+        raise ValueError("it holds NaN or infinite pixels")  # not how many: normalisation spreads one to all of them
     if low == high:
         raise ValueError(f"after the transforms all its pixels are {low:g}")
     if dtype == "uint8":
@@ -159,7 +159,7 @@ def cached_file(
     images: Sequence[str], *, cache_dir: str | os.PathLike[str] | None, transform_key: str, dtype: str = "float16"
 ) -> Path | None:
     """
-    The file in which `cache_subsets` has cached just these images as they are now; None where there is none.
+    The file in which `cache_subsets` has cached just these images as they are now; None where there is none, or an image is not there.
 
     Args:
         images: paths of the images, each once.
@@ -169,7 +169,10 @@ def cached_file(
     """
     if cache_dir is None:
         return None
-    key = _cache_key(sorted(images), lambda index: f"image {index}", transform_key, dtype)
+    try:
+        key = _cache_key(sorted(images), lambda index: f"image {index}", transform_key, dtype)
+    except ValueError:  # of a file that cannot be opened
+        return None
     file = Path(cache_dir) / f"{key}.npy"
     return file if file.is_file() else None
 

@@ -410,7 +410,9 @@ def _missing(images: Sequence[str]) -> list[str]:
             missing += [file for file in files if not os.path.exists(file)]
             continue
         try:
-            present = set(os.listdir(folder))  # one call for a whole folder, where one stat per file takes seconds
+            with os.scandir(folder) as entries:  # one call for a whole folder, where one stat per file takes seconds
+                # Of links alone it has to be asked whether what they lead to is there.
+                present = {entry.name for entry in entries if not entry.is_symlink() or os.path.exists(entry.path)}
         except OSError:
             present = set()
         missing += [file for file in files if os.path.basename(file) not in present]

@@ -240,7 +240,7 @@ def test_wrong_shape_names_both(frame):
 
 @pytest.mark.parametrize(
     ("value", "match"),
-    [(np.nan, r"NaN or infinite pixels \(1 of 48\)"), (-np.inf, "NaN or inf"), (-7e4, "beyond float16")],
+    [(np.nan, "it holds NaN or infinite pixels$"), (-np.inf, "NaN or inf"), (-7e4, "beyond float16")],
 )
 def test_bad_pixels(frame, value, match):
     def spoil(item):

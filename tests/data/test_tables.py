@@ -212,15 +212,17 @@ def test_no_table_and_empty_file(tmp_path):
         read(tmp_path, GOOD, header="\nimage,subject,age,sex")
 
 
+@pytest.mark.parametrize("dangling", [False, True])  # a link that leads nowhere is listed, too
 @pytest.mark.parametrize("count", [4, 20])  # below and above the number for which a folder is listed
-def test_missing_images(tmp_path, count):
+def test_missing_images(tmp_path, count, dangling):
     rows = [f"images/{i}.png,{i},{40 + 20 * (i % 2)},{'FM'[i % 2]}" for i in range(count)]
     (tmp_path / "images").mkdir()
     for i in range(count):
-        (tmp_path / "images" / f"{i}.png").touch()
+        (tmp_path / f"{i}.png").touch()
+        (tmp_path / "images" / f"{i}.png").symlink_to(f"../{i}.png")
     assert len(read(tmp_path, rows, check_images=True)) == count
     for i in range(4):
-        (tmp_path / "images" / f"{i}.png").unlink()
+        ((tmp_path if dangling else tmp_path / "images") / f"{i}.png").unlink()
     with pytest.raises(FileNotFoundError, match=rf"4 of {count} image files .*0\.png, .*1\.png, .*2\.png, \.\.\."):
         read(tmp_path, rows, check_images=True)
 
