@@ -17,6 +17,7 @@ from monai.transforms import LoadImage, MapTransform
 
 __all__ = ["LoadGrayscaled"]
 
+_LUMA = (0.299, 0.587, 0.114)
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
@@ -43,15 +44,17 @@ class LoadGrayscaled(MapTransform):
     """
     Read NIfTI, DICOM, PNG, JPEG and whatever else MONAI's `LoadImage` reads, as `(1, *spatial)` float32.
 
-    Pictures of colour, palette or transparency become grey by PIL's luma; 16-bit ones keep their depth. A DICOM image
-    whose PhotometricInterpretation is MONOCHROME1 (white is low) is inverted, so that bone is bright in all.
+    Pictures of colour, palette or transparency and RGB DICOM become grey by PIL's luma; 16-bit ones keep their depth. A DICOM
+    image whose PhotometricInterpretation is MONOCHROME1 (white is low) is inverted, so that bone is bright in all.
 
     Args:
         keys: of the file paths.
+        spatial_dims: axes of the image; of others, those of length 1 are left out. None: as many as the file has.
         allow_missing_keys: do not raise where a key is absent.
 
     Raises:
-        ValueError: an image of several channels that is no picture.
+        ValueError: an image of several channels that is no picture, a DICOM image of a palette or of colours other than RGB,
+            or axes other than `spatial_dims`.
         OSError, RuntimeError: a file that cannot be read.
 
     Example:
@@ -63,8 +66,11 @@ class LoadGrayscaled(MapTransform):
         torch.Size([1, 20, 10])
     """
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+    def __init__(
+        self, keys: KeysCollection, allow_missing_keys: bool = False, *, spatial_dims: int | None = None
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.spatial_dims = spatial_dims
         with quiet_readers():
             self._picture = LoadImage(PILReader(converter=_to_gray), image_only=True, ensure_channel_first=True)
             self._other = LoadImage(image_only=True, ensure_channel_first=True)
@@ -80,20 +86,46 @@ class LoadGrayscaled(MapTransform):
                 image = (self._picture if path.lower().endswith(_PICTURES) else self._other)(path)
             if image.shape[0] != 1:
                 raise ValueError(f"expected one channel, got {image.shape[0]} in {path}: convert it to grayscale")
-            if _is_inverted(path):
-                image = image.max() + image.min() - image
-            loaded[key] = image
+            if (photometric := _photometric(path)) is not None:
+                image = _gray_of_dicom(image, photometric, path)
+            loaded[key] = image if self.spatial_dims is None else self._flat(image, path)
         return loaded
 
+    def _flat(self, image: Any, path: str) -> Any:
+        """An image without the axes of length 1 that it has too many, the last first; it must have `spatial_dims` then."""
+        shape = tuple(image.shape[1:])
+        while image.ndim - 1 > self.spatial_dims and 1 in image.shape[1:]:
+            image = image.squeeze(1 + max(axis for axis, size in enumerate(image.shape[1:]) if size == 1))
+        if image.ndim - 1 != self.spatial_dims:
+            raise ValueError(
+                f"expected an image of {self.spatial_dims} axes, got {'x'.join(map(str, shape))} in {path}: choose one slice or "
+                f"frame of each, or set spatial_dims to {len(shape)} where all are so"
+            )
+        return image
 
-def _is_inverted(path: str) -> bool:
+
+def _photometric(path: str) -> str | None:
+    """What the numbers of a DICOM image mean; None for other files."""
     try:
         import pydicom
     except ImportError:
-        return False
+        return None
     if os.path.isdir(path):  # a series, a slice in each file
         path = min((entry.path for entry in os.scandir(path) if entry.is_file()), default="")
     if not os.path.isfile(path) or not pydicom.misc.is_dicom(path):
-        return False
+        return None
     header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PhotometricInterpretation"])
-    return header.get("PhotometricInterpretation") == "MONOCHROME1"
+    return header.get("PhotometricInterpretation")
+
+
+def _gray_of_dicom(image: Any, photometric: str, path: str) -> Any:
+    """White high, and colours, which stand in the last axis, as PIL's luma."""
+    if photometric == "MONOCHROME1":
+        return image.max() + image.min() - image
+    if photometric == "RGB" and image.shape[-1] == len(_LUMA):
+        return (image * image.new_tensor(_LUMA)).sum(-1).round()
+    if photometric != "MONOCHROME2":
+        raise ValueError(
+            f"expected MONOCHROME1, MONOCHROME2 or RGB pixels, got {photometric} in {path}: convert it to grayscale"
+        )
+    return image

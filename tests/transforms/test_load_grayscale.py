@@ -13,10 +13,10 @@ from PIL import Image
 from monai_mimmx.transforms import LoadGrayscaled
 
 
-def read(path):
+def read(path, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        return LoadGrayscaled("image")({"image": str(path), "label": 1})["image"]
+        return LoadGrayscaled("image", **options)({"image": str(path), "label": 1})["image"]
 
 
 RAMP = np.arange(200, dtype=np.uint8).reshape(10, 20)
@@ -60,7 +60,7 @@ def write_dicom(path, photometric, values, **tags):
     data = pydicom.dataset.FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
     data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     data.Modality, data.PhotometricInterpretation = "DX", photometric
-    data.Rows, data.Columns = values.shape
+    data.Rows, data.Columns = values.shape[:2]
     data.SamplesPerPixel, data.PixelRepresentation = 1, 0
     data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
     data.PixelData = values.astype("<u2").tobytes()
@@ -79,6 +79,31 @@ def test_inverted_dicom(tmp_path):
     write_dicom(tmp_path / "one.dcm", "MONOCHROME1", values.max() - values)
     np.testing.assert_array_equal(read(tmp_path / "two.dcm")[0].numpy().T, values)
     np.testing.assert_array_equal(read(tmp_path / "one.dcm")[0].numpy().T, values)
+
+
+def test_colour_dicom_is_gray_like_a_picture(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (10, 20, 3)).astype(np.uint8)
+    tags = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
+    write_dicom(tmp_path / "a.dcm", "RGB", colours, PixelData=colours.tobytes(), **tags)
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    assert read(tmp_path / "a.dcm").shape == (1, 20, 10)
+    np.testing.assert_allclose(read(tmp_path / "a.dcm").numpy(), read(tmp_path / "a.png").numpy(), atol=1)
+
+
+def test_a_palette_is_refused(tmp_path):
+    write_dicom(tmp_path / "a.dcm", "PALETTE COLOR", np.arange(200).reshape(10, 20))
+    with pytest.raises(ValueError, match=r"MONOCHROME2 or RGB pixels, got PALETTE COLOR in .*a\.dcm: convert it"):
+        read(tmp_path / "a.dcm")
+
+
+def test_axes_other_than_those_of_the_network(tmp_path):
+    values = np.random.default_rng(0).random((4, 5, 1)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "flat.nii.gz")
+    nib.save(nib.Nifti1Image(np.concatenate([values, values], 2), np.eye(4)), tmp_path / "frames.nii.gz")
+    np.testing.assert_array_equal(read(tmp_path / "flat.nii.gz", spatial_dims=2)[0].numpy(), values[..., 0])
+    assert read(tmp_path / "flat.nii.gz", spatial_dims=3).shape == (1, 4, 5, 1)
+    with pytest.raises(ValueError, match=r"of 2 axes, got 4x5x2 in .*frames\.nii\.gz: .*, or set spatial_dims to 3"):
+        read(tmp_path / "frames.nii.gz", spatial_dims=2)
 
 
 def test_not_an_image(tmp_path):
