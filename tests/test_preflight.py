@@ -143,6 +143,17 @@ def test_links_that_lead_nowhere_are_told_among_the_other_problems(study, tmp_pa
     )
 
 
+def test_the_image_column_of_an_own_table_may_be_called_path(study):
+    table = pd.read_csv(study / "labels.csv").rename(columns={"image": "Path"})
+    table.to_csv(study / "labels.csv", index=False)
+    tasks = [
+        {"name": "old", "column": "age", "negative": "< 50", "positive": ">= 50"},
+        {"name": "sex", "column": "sex", "negative": ["female"], "positive": ["male"]},
+    ]
+    small = {"image_size": 32, "device": "cpu", "tensorboard": False, "cache_dir": None, "agreement": 0.5}
+    assert not told(check(study, bundle="pleural_effusion", tasks=tasks, **small))
+
+
 OPTIONS = {
     "method": [("magic", "one of 'mimmx', 'mimm', .*'dfr'"), (None, "one of")],
     "dls": [("ture", "True or False"), (1, "True or False")],

@@ -5,7 +5,7 @@
 from monai_mimmx.data.brain_cohort import write_brain_cohort
 from monai_mimmx.data.cache import CachedImages, cache_subsets, keep_batch, select_subset
 from monai_mimmx.data.chest_cohort import write_chest_cohort
-from monai_mimmx.data.chexpert import CheXpertColumns, find_table
+from monai_mimmx.data.chexpert import CheXpertColumns, find_table, is_chexpert
 from monai_mimmx.data.encoded import EncodedBatches
 from monai_mimmx.data.fashion_mnist import read_idx, write_fashion_cohort
 from monai_mimmx.data.image_list import list_images
@@ -34,6 +34,7 @@ __all__ = [
     "describe_joint",
     "describe_subsets",
     "find_table",
+    "is_chexpert",
     "keep_batch",
     "list_images",
     "make_sampler",

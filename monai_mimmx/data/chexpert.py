@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from collections.abc import Sequence
@@ -14,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from monai_mimmx.data.tables import and_more, lacks_columns, leave_out, map_distinct
+from monai_mimmx.data.tables import Task, and_more, lacks_columns, leave_out, map_distinct, value_key
 from monai_mimmx.errors import raise_problems
 from monai_mimmx.options import option_problems
 
-__all__ = ["CheXpertColumns", "find_table"]
+__all__ = ["CheXpertColumns", "find_table", "is_chexpert"]
 
 PATHOLOGIES = (
     "Enlarged Cardiomediastinum",
@@ -37,7 +38,7 @@ PATHOLOGIES = (
 """The labels that say what is wrong: all but "No Finding" and "Support Devices"."""
 
 LABELS = ("No Finding", *PATHOLOGIES, "Support Devices")
-_TEXT = {1.0: "1", 0.0: "0"}
+_TEXT = {1.0: "1", 0.0: "0", -1.0: "-1"}
 _PATIENT = re.compile(r"(?:^|/)(patient\d+)/")
 
 
@@ -70,9 +71,33 @@ def find_table(dataset_dir: str | os.PathLike[str]) -> Path:
     return found[0]
 
 
+def is_chexpert(path: str | os.PathLike[str], image_column: str = "Path", subject_column: str = "subject") -> bool:
+    """
+    Whether a table is to be prepared by `CheXpertColumns`: its images stand in `Path`, and it is no other with subjects.
+
+    Args:
+        path: of the table; of one that cannot be read the answer is yes, and reading it tells why.
+        image_column: column of the image files.
+        subject_column: column of the subjects, which CheXpert's table lacks.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+        ...     print("Path,patient,sick", file=file, flush=True)
+        ...     is_chexpert(file.name), is_chexpert(file.name, subject_column="patient")
+        (True, False)
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            header = [name.strip() for name in next(csv.reader(file), [])]
+    except (OSError, UnicodeDecodeError, csv.Error):
+        header = []
+    return image_column == "Path" and not (subject_column in header and "Frontal/Lateral" not in header)
+
+
 def _below_download(path: str) -> str:
     """A path without the download's folder, `CheXpert-v1.0` or `CheXpert-v1.0-small`, at its start."""
-    start = int(path.startswith("/"))
+    start = 2 if path.startswith("./") else int(path.startswith("/"))
     if path.startswith("CheXpert-v1.0", start) and (end := path.find("/", start)) >= 0:
         return path[end + 1 :]
     return path
@@ -94,7 +119,8 @@ class CheXpertColumns:
 
     New columns: `subject` (the patient of the path) and `CoD` (co-occurring disease: "1" where any of `cod_columns` is
     labelled positive, else "0"; an uncertain label counts as positive under the policy "one" only). `Path` becomes
-    relative to the table's folder, whatever the download's folder is called now. Pathology columns hold "1", "0" or
+    relative to the table's folder, or `image_root`, whatever the download's folder is called now, unless the images are below
+    it just as `Path` says. Pathology columns hold "1", "0" or
     blank. Rows that are left out, each counted: views that are not frontal, Sex "Unknown", Age 0, and an uncertain
     primary label under "exclude".
 
@@ -108,6 +134,8 @@ class CheXpertColumns:
             (all negative) or "exclude" (all unknown).
         cod_columns: labels that count as co-occurring disease; None: every pathology except the primary one.
         frontal_only: leave lateral views out.
+        tasks: where a rule of one lists -1 as a value of a label, the rule decides of that label, not `uncertain`.
+        image_root: as in `read_table`.
 
     Raises:
         ValueError: an unknown policy or column; when called, a missing column, a label that is none of 1, 0, -1 and
@@ -131,6 +159,8 @@ class CheXpertColumns:
         blank: str = "no_finding",
         cod_columns: Sequence[str] | None = None,
         frontal_only: bool = True,
+        tasks: Sequence[Task] = (),
+        image_root: str | os.PathLike[str] | None = None,
     ) -> None:
         problems = option_problems(uncertain=uncertain, blank=blank)
         if primary not in LABELS:
@@ -141,7 +171,8 @@ class CheXpertColumns:
             problems.append(ValueError(f"expected cod_columns among {listed}, got {', '.join(map(repr, wrong))}"))
         raise_problems(problems)
         self.primary, self.uncertain, self.blank = primary, uncertain, blank
-        self.cod_columns, self.frontal_only = chosen, frontal_only
+        self.cod_columns, self.frontal_only, self.image_root = chosen, frontal_only, image_root
+        self.ruled = {task.column for task in tasks if any(value_key(-1) in rule.values for rule in task.classes)}
 
     def __call__(self, table: pd.DataFrame, path: str | os.PathLike[str]) -> tuple[pd.DataFrame, dict[str, int]]:
         """
@@ -155,8 +186,8 @@ class CheXpertColumns:
         needed = ["Path", "Sex", "Age", "Frontal/Lateral", "No Finding", self.primary, *self.cod_columns]
         if missing := [name for name in dict.fromkeys(needed) if name not in table.columns]:
             raise ValueError(
-                f"{lacks_columns(path, missing, list(table.columns))}; CheXpert's table has them, another needs image_column, "
-                "subject_column and tasks of its own"
+                f"{lacks_columns(path, missing, list(table.columns))}; CheXpert's table has them, another needs tasks of "
+                "its own, and image_column and subject_column that it has"
             )
         reasons = (
             {"not a frontal view": (table["Frontal/Lateral"] != "Frontal").to_numpy()} if self.frontal_only else {}
@@ -172,7 +203,7 @@ class CheXpertColumns:
             name: self._read(table[name][keep], path, problems)
             for name in dict.fromkeys(["No Finding", *(name for name in LABELS if name in table.columns)])
         }
-        if self.uncertain == "exclude":
+        if self.uncertain == "exclude" and self.primary not in self.ruled:
             codes, numbers = labels[self.primary]
             if (uncertain := numbers[codes] == -1).any():
                 excluded[f"{self.primary} is uncertain"] = int(uncertain.sum())
@@ -186,7 +217,8 @@ class CheXpertColumns:
         codes, numbers = labels["No Finding"]
         unremarkable = numbers[codes] == 1
         for name, (codes, numbers) in labels.items():
-            numbers = np.where(numbers == -1, {"exclude": np.nan, "zero": 0.0, "one": 1.0}[self.uncertain], numbers)
+            if name not in self.ruled:
+                numbers = np.where(numbers == -1, {"exclude": np.nan, "zero": 0.0, "one": 1.0}[self.uncertain], numbers)
             texts = np.array([_TEXT.get(number, np.nan) for number in numbers], dtype=object)
             columns[name] = texts[codes]
             if self.blank == "zero":
@@ -198,6 +230,9 @@ class CheXpertColumns:
         table["CoD"] = np.where(np.any([np.zeros(len(table), dtype=bool), *others], axis=0), "1", "0").astype(object)
         relative = table["Path"].map(_below_download, na_action="ignore")
         table["subject"] = relative.map(_patient, na_action="ignore")
+        root = Path(path).parent if self.image_root is None else Path(self.image_root).expanduser()
+        if any((root / name).exists() for name in table["Path"].dropna().iloc[:1]):
+            relative = table["Path"]
         if (unknown := table["subject"].isna()).any():
             line = table.index[unknown][0]
             told = (

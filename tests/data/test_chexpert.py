@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_mimmx.data import CheXpertColumns, chest_cohort, find_table, make_subsets, parse_tasks, read_table
+from monai_mimmx.data import (
+    CheXpertColumns,
+    chest_cohort,
+    find_table,
+    is_chexpert,
+    make_subsets,
+    parse_tasks,
+    read_table,
+)
 from monai_mimmx.data.chexpert import LABELS, PATHOLOGIES, _below_download, _patient
 
 HEADER = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *LABELS]
@@ -68,6 +76,58 @@ def test_the_folder_may_have_any_name(tmp_path, folder):
     assert frame["image"][0] == str(image)
     with pytest.raises(FileNotFoundError, match="3 of 4 image files do not exist"):
         read_table(table, TASKS, image_column="Path", prepare=CheXpertColumns())
+
+
+@pytest.mark.parametrize("start", ["", "./"])
+@pytest.mark.parametrize("root", [False, True])
+def test_images_may_be_just_where_the_table_says(tmp_path, root, start):
+    records = [{**row, "Path": start + row["Path"]} for row in PLAIN]
+    table = write(tmp_path, records, "CheXpert-v1.0-small")
+    for row in PLAIN:
+        (tmp_path / row["Path"]).parent.mkdir(parents=True)
+        (tmp_path / row["Path"]).touch()
+    if not root:
+        table = table.rename(tmp_path / "labels.csv")
+    folder = tmp_path if root else None
+    frame = read_table(table, TASKS, image_column="Path", prepare=CheXpertColumns(image_root=folder), image_root=folder)
+    assert frame["image"].tolist() == [str(tmp_path / row["Path"]) for row in PLAIN]
+    beside = write(tmp_path, records, "CheXpert-v1.0-small")  # the names begin with the table's own folder
+    assert len(read_table(beside, TASKS, image_column="Path", prepare=CheXpertColumns())) == len(PLAIN)
+
+
+def test_a_rule_that_lists_uncertain_labels_decides_of_them(tmp_path):
+    records = [
+        *PLAIN,
+        record(5, Pleural_Effusion=0.0, Cardiomegaly=-1.0),
+        record(6, Pleural_Effusion=-1.0, Cardiomegaly=0.0),
+    ]
+    heart = {"name": "heart", "column": "Cardiomegaly", "negative": [0], "positive": [1, -1]}
+    tasks = parse_tasks([TASKS[0], heart])
+    path, options = write(tmp_path, records), {"image_column": "Path", "check_images": False}
+    frame = read_table(path, tasks, prepare=CheXpertColumns(tasks=tasks), **options).set_index("subject")
+    assert frame.loc["patient00005", "heart"] == 1 and "patient00006" not in frame.index
+    tasks = parse_tasks([{**TASKS[0], "positive": [1, "-1.0"]}, heart])
+    frame = read_table(path, tasks, prepare=CheXpertColumns(tasks=tasks), **options)
+    assert frame.set_index("subject").loc["patient00006", "effusion"] == 1
+    assert frame.attrs["excluded"] == {}
+
+
+@pytest.mark.parametrize(
+    ("header", "subject", "expected"),
+    [
+        (",".join(HEADER), "subject", True),
+        ("Path,subject,sick", "subject", False),
+        ("\ufeffPath, patient,sick", "patient", False),
+        ("Path,patient,sick", "subject", True),  # which then tells what CheXpert's table has
+        (",".join([*HEADER, "patient"]), "patient", True),
+        ("", "subject", True),
+    ],
+)
+def test_tables_of_others_that_call_a_column_path(tmp_path, header, subject, expected):
+    (tmp_path / "films.csv").write_text(header, encoding="utf-8")
+    assert is_chexpert(tmp_path / "films.csv", subject_column=subject) is expected
+    assert is_chexpert(tmp_path / "absent.csv")
+    assert not is_chexpert(tmp_path / "films.csv", "file", subject)
 
 
 def test_what_is_left_out_is_counted(tmp_path):
@@ -254,6 +314,6 @@ class TestPaths:
     @given(parts=PARTS)
     def test_agree_with_the_patterns(self, parts):
         path = "/".join(parts)
-        assert _below_download(path) == re.sub(r"^/?CheXpert-v1\.0[^/]*/", "", path)
+        assert _below_download(path) == re.sub(r"^(/|\./)?CheXpert-v1\.0[^/]*/", "", path)
         match = re.search(r"(?:^|/)(patient\d+)/", path)
         assert _patient(path) == (match[1] if match else None)
