@@ -291,7 +291,7 @@ def read_columns(
         raise FileNotFoundError(f"no table at {path}: expected a CSV file (check dataset_dir or the path)")
     try:
         # As a row of cells: as a header, pandas would rename a column that stands there twice.
-        options = {"keep_default_na": False, "skip_blank_lines": False, "encoding": "utf-8-sig"}
+        options: dict[str, Any] = {"keep_default_na": False, "skip_blank_lines": False, "encoding": "utf-8-sig"}
         first = pd.read_csv(path, header=None, nrows=1, dtype=str, **options)
         header = [name.strip() for name in first.iloc[0]]
         problems = (
