@@ -149,8 +149,8 @@ def final_table(metrics: Mapping[str, Any]) -> str:
         metrics: the content of `metrics.json`; what it lacks is left out.
 
     Example:
-        >>> print(final_table({"accuracy": {"val": {"y": 0.9}, "inv": {"y": 0.7}}}))
-        | accuracy (%) | Val | Inv |
+        >>> print(final_table({"accuracy": {"val": {"y": 0.9}, "bal": {"y": 0.7}}}))
+        | accuracy (%) | Val | Bal |
         | --- | ---: | ---: |
         | y | 90.0 | 70.0 |
     """
