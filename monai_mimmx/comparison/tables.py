@@ -511,7 +511,7 @@ def _summary(
         "gap, a shortcut is hidden where the predictions of y on Bal follow a factor, or go against it, by more than 5 "
         "points (see the switched labels, where they were recorded). The leak "
         "is the factor that a linear probe reads best from f_y, in points above chance. lambda: the weight of the "
-        "dependence term, which a bundle may set for each method.",
+        "dependence term, which a bundle may set for each method, and then for its second part.",
         [
             "method",
             "verdict",
