@@ -74,7 +74,8 @@ def audit_attributes(
         "n", "verdict" (see `audit_verdict`), "association" (Cramér's V with y, 0 to 1), "chance", "features" and
         "predictions" (the readings: `{"value", "interval"}`), "accuracy" `{"val", "bal", "inv"}`, "gap"
         `{"value", "interval"}` (val minus inv, which turns the association round as far as the rarest cell allows),
-        "groups" (`[{"cell", "accuracy", "n"}]`, the worst first), "rare" (names of classes that count as unknown); or "verdict" and "skipped", the reason.
+        "groups" (`[{"cell", "accuracy", "n"}]`, the worst first), "rare" (names of classes that count as unknown); or
+        "verdict" and "skipped", the reason.
 
     Raises:
         ValueError: for arrays that do not belong together.

@@ -80,10 +80,8 @@ def _scores(metrics: Mapping[str, Any]) -> list[str]:
         rows.append(["y, worst group", *told])
     parts = [markdown_table(["accuracy (%)", *(SUBSET_TITLES.get(s, s) for s in subsets)], rows)]
     if (word := verdict_on(metrics)) is not None:
-        gap, interval = (
-            metrics.get("drop_val_inv", table["val"]["y"] - table["inv"]["y"]),
-            metrics.get("drop_val_inv_interval"),
-        )
+        gap = metrics.get("drop_val_inv", table["val"]["y"] - table["inv"]["y"])
+        interval = metrics.get("drop_val_inv_interval")
         sure = f" (95 % interval {_ends(interval, _points)})" if interval else ""
         parts.insert(0, f"**{word.capitalize()}**: Val − Inv is {_points(gap)} points{sure}. {EXPLAINED[word]}")
     return parts
