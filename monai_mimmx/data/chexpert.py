@@ -92,7 +92,8 @@ def is_chexpert(path: str | os.PathLike[str], image_column: str = "Path", subjec
             header = [name.strip() for name in next(csv.reader(file), [])]
     except (OSError, UnicodeDecodeError, csv.Error):
         header = []
-    return image_column == "Path" and not (subject_column in header and "Frontal/Lateral" not in header)
+    others = {"Path", subject_column} <= set(header) and "Frontal/Lateral" not in header
+    return image_column == "Path" and not others
 
 
 def _below_download(path: str) -> str:

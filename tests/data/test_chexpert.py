@@ -119,6 +119,7 @@ def test_a_rule_that_lists_uncertain_labels_decides_of_them(tmp_path):
         ("Path,subject,sick", "subject", False),
         ("\ufeffPath, patient,sick", "patient", False),
         ("Path,patient,sick", "subject", True),  # which then tells what CheXpert's table has
+        ("image,subject,sick", "subject", True),
         (",".join([*HEADER, "patient"]), "patient", True),
         ("", "subject", True),
     ],
