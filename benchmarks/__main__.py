@@ -8,6 +8,7 @@ python -m benchmarks                                  all of them
 python -m benchmarks --only mine_update epoch         some; the others stay as they were measured on this machine
 python -m benchmarks --quick --output_dir DIR         sizes that only show that they run
 python -m benchmarks --only                           none: only write the tables again
+python -m benchmarks --device cuda                    those of a GPU, recorded in files of their own
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from monai_mimmx.report.page import markdown_table
 NAMES = (
     "mine_update",
     "epoch",
+    "switches",
     "processes",
     "table_to_splits",
     "image_cache",
@@ -39,6 +41,7 @@ NAMES = (
     "comparison_runner",
     "comparison_report",
 )
+ON_GPU = ("mine_update", "epoch", "switches")
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 EMPTY: dict[str, Any] = {"machine": {}, "load": {}, "benchmarks": {}}
@@ -47,8 +50,9 @@ EMPTY: dict[str, Any] = {"machine": {}, "load": {}, "benchmarks": {}}
 def describe_machine(results: Mapping[str, Any]) -> str:
     """One sentence on where, and whether the machine was free."""
     machine = results["machine"]
-    text = (
-        f"Measured on {machine['processor']}, {machine['threads']} thread(s) of {machine['cores']} cores, PyTorch "
+    text = f"Measured on {machine['gpu']} beside " if "gpu" in machine else "Measured on "
+    text += (
+        f"{machine['processor']}, {machine['threads']} thread(s) of {machine['cores']} cores, PyTorch "
         f"{machine['torch']}, MONAI {machine['monai']}, Python {machine['python']}."
     )
     busiest = max(results["load"].values(), default=0.0)
@@ -93,7 +97,7 @@ def _mine_update(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
                 f"({_cell(row['default_times_cheaper'])} with 16 negatives, {_cell(row['many_times_cheaper'])} with 32)"
             )
         lines.append([what, ours])
-    for row in groups["estimates"]:
+    for row in groups.get("estimates", ()):
         values = ", ".join(
             f"{name} {row[f'{form}_bias']:+.3f} ± {row[f'{form}_spread']:.3f}"
             for form, name in (
@@ -123,6 +127,16 @@ def _epoch(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
         ]
         for row in groups["epoch"]
     ]
+
+
+def _switches(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
+    bundles: dict[str, list[str]] = {}
+    for row in groups["switches"]:
+        if row["switch"] != "none":
+            bundles.setdefault(row["bundle"], []).append(
+                f"{row['switch'].replace(', ', ' + ')} {_cell(row['times_none'])} x"
+            )
+    return [[f"Epoch of `{bundle}` with switches, against none", "; ".join(each)] for bundle, each in bundles.items()]
 
 
 def _processes(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
@@ -193,6 +207,7 @@ def _overhead(benchmarks: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> l
 _SUMMARIES = {
     "mine_update": _mine_update,
     "epoch": _epoch,
+    "switches": _switches,
     "processes": _processes,
     "table_to_splits": _table_to_splits,
     "image_cache": _image_cache,
@@ -227,11 +242,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES)
+    parser.add_argument("--only", nargs="*", choices=NAMES)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output_dir", type=Path, default=HERE)
     options = parser.parse_args()
+    on_gpu, known_names = options.device == "cuda", ON_GPU if options.device == "cuda" else NAMES
+    names = known_names if options.only is None else options.only
+    if wrong := [name for name in names if name not in known_names]:
+        parser.error(f"{', '.join(wrong)} is not measured on a GPU: choose among {', '.join(ON_GPU)}")
+    if on_gpu and not torch.cuda.is_available():
+        parser.error("PyTorch sees no GPU here")
     if options.quick and options.output_dir == HERE:
         parser.error("--quick measures nothing worth recording: give --output_dir, another folder")
     reuse_freed_memory()  # as the bundles do, for all that is compared
@@ -244,28 +266,32 @@ def main() -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "monai": monai.__version__,
+        **({"gpu": torch.cuda.get_device_name()} if on_gpu else {}),
     }
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    known = load_results(options.output_dir / "results.json")
-    if options.only and known["machine"] != machine:  # what was measured elsewhere does not stand beside it
+    stem = "results_gpu" if on_gpu else "results"
+    known = load_results(options.output_dir / f"{stem}.json")
+    if names and known["machine"] != machine:  # what was measured elsewhere does not stand beside it
         known = {"machine": machine, "load": {}, "benchmarks": {}}
-    for name in (*options.only, None):
+    for name in (*names, None):
         if name is not None:
             print(f"{name} ...", flush=True)
             known["load"][name] = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-            known["benchmarks"][name] = importlib.import_module(f"benchmarks.{name}").measure(options.quick)
+            known["benchmarks"][name] = importlib.import_module(f"benchmarks.{name}").measure(
+                options.quick, **({"device": "cuda"} if on_gpu else {})
+            )
         if not known["benchmarks"]:
             continue
         # After each, so that what was measured is not lost; always in the same order.
         for part in ("load", "benchmarks"):
             known[part] = {key: known[part][key] for key in NAMES if key in known[part]}
-        write_json(options.output_dir / "results.json", known)
-        write_text(options.output_dir / "results.md", format_tables(known))
+        write_json(options.output_dir / f"{stem}.json", known)
+        write_text(options.output_dir / f"{stem}.md", format_tables(known))
         if options.output_dir == HERE:
             text = with_section(
                 README.read_text(encoding="utf-8"), "evidence", format_evidence(HERE.parent / "bundles")
             )
-            write_text(README, with_section(text, "benchmarks", format_summary(known)))
+            write_text(README, with_section(text, "gpu" if on_gpu else "benchmarks", format_summary(known)))
     print(format_summary(known))
 
 

@@ -24,10 +24,10 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser
 from monai.engines.utils import IterationEvents
 
-from benchmarks.timing import median_ratio, peak_megabytes, take_turns
+from benchmarks.timing import median_ratio, peak_megabytes, take_turns, wait_for_gpu
 from monai_mimmx.engines import reuse_freed_memory
 
-BUNDLE = Path(__file__).parents[1] / "bundles" / "brain_age"
+BUNDLES = Path(__file__).parents[1] / "bundles"
 FORMS: dict[str, dict[str, Any]] = {
     "baseline": {"method": "baseline"},
     "mimmx": {"method": "mimmx"},
@@ -56,6 +56,7 @@ class Stopwatch:
         trainer.inferer = self._watched(trainer.inferer, "data", "encoder")
 
     def _note(self, *arguments: Any) -> None:
+        wait_for_gpu()
         now = time.perf_counter()
         if self._last:
             self.seconds[arguments[-1]] += now - self._last
@@ -75,15 +76,15 @@ class Stopwatch:
         self._last = 0.0
 
 
-def make_trainer(folder: Path, scale: float, options: dict[str, Any], **more: Any) -> Any:
-    """The bundle's trainer without validation, on a cohort in `folder`."""
+def make_trainer(folder: Path, scale: float, options: dict[str, Any], *, bundle: str = "brain_age", **more: Any) -> Any:
+    """A bundle's trainer without validation, on a cohort in `folder`."""
     parser = ConfigParser()
-    parser.read_config(BUNDLE / "configs" / "train.json")
+    parser.read_config(BUNDLES / bundle / "configs" / "train.json")
     parser.update(
         {
-            "bundle_root": str(BUNDLE),
-            "cohort_dir": str(folder / "cohort"),
-            "cache_dir": str(folder / "cache"),
+            "bundle_root": str(BUNDLES / bundle),
+            "cohort_dir": str(folder / bundle / "cohort"),
+            "cache_dir": str(folder / bundle / "cache"),
             "output_dir": str(folder / "output"),
             "cohort_scale": scale,
             "epochs": 1000,
@@ -106,9 +107,10 @@ def make_epoch(folder: Path, scale: float, options: dict[str, Any], more: dict[s
         return make_trainer(folder, scale, options, **more).run  # type: ignore[no-any-return]
 
 
-def measure(quick: bool = False) -> dict[str, list[dict[str, Any]]]:
+def measure(quick: bool = False, device: str = "cpu") -> dict[str, list[dict[str, Any]]]:
     """All rows; ``quick``: sizes that only show that it runs."""
     scale, repeats, more = (0.02, 1, {"image_size": 32, "batch_size": 16}) if quick else (0.25, 11, {})
+    more["device"] = device
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         trainers = {form: make_trainer(Path(name), scale, options, **more) for form, options in FORMS.items()}
         watches = {form: Stopwatch(trainer) for form, trainer in trainers.items()}

@@ -51,7 +51,7 @@ class AllPairs(nn.Module):
         batch = len(x)
         pairs = torch.cat([x.repeat_interleave(batch, 0), z.repeat(batch, 1)], 1)
         values = self.layers(pairs).view(batch, batch)
-        return donsker_varadhan(values.diagonal(), values[~torch.eye(batch, dtype=torch.bool)])
+        return donsker_varadhan(values.diagonal(), values[~torch.eye(batch, dtype=torch.bool, device=values.device)])
 
 
 FORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -63,7 +63,14 @@ FORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def make_update(
-    form: str, batch: int, correlation: float = 0.5, *, dim: int = DIM, factors: int = 1, seed: int = 0
+    form: str,
+    batch: int,
+    correlation: float = 0.5,
+    *,
+    dim: int = DIM,
+    factors: int = 1,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> Callable[[], float]:
     """
     A function that makes one update on new Gaussians of one correlation per dimension, and returns the estimate.
@@ -71,13 +78,13 @@ def make_update(
     With several factors there is an estimator for each, and their sum is returned. The data follow from the seed alone.
     """
     torch.manual_seed(seed)
-    estimators = nn.ModuleList(FORMS[form](dim) for _ in range(factors))
+    estimators = nn.ModuleList(FORMS[form](dim) for _ in range(factors)).to(device)
     optimizer = torch.optim.Adam(estimators.parameters(), lr=1e-3)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
 
     def update() -> float:
-        x = torch.randn(batch, dim, generator=generator)
-        noise = torch.randn(factors, batch, dim, generator=generator)
+        x = torch.randn(batch, dim, generator=generator, device=device)
+        noise = torch.randn(factors, batch, dim, generator=generator, device=device)
         optimizer.zero_grad()
         z = correlation * x + math.sqrt(1 - correlation**2) * noise
         estimate = torch.stack([estimator(x, part) for estimator, part in zip(estimators, z, strict=True)]).sum()
@@ -98,37 +105,40 @@ def _repeat(function: Callable[[], Any], times: int) -> None:
         function()
 
 
-def _time(batch: int, factors: int, forms: Sequence[str], repeats: int, threads: int) -> dict[str, float]:
+def _time(batch: int, factors: int, forms: Sequence[str], repeats: int, threads: int, device: str) -> dict[str, float]:
     """Seconds of an update in each form."""
     torch.set_num_threads(threads)
     reuse_freed_memory()
     # Of a cheap form many updates are one measurement; of a dear one, few are enough.
     updates = {form: 1 if form == "literature" else 20 for form in forms}
-    dear = batch * batch * factors > 150_000
+    dear = device == "cpu" and batch * batch * factors > 150_000
     seconds = interleaved(
-        {form: partial(_repeat, make_update(form, batch, factors=factors), updates[form]) for form in forms},
+        {
+            form: partial(_repeat, make_update(form, batch, factors=factors, device=device), updates[form])
+            for form in forms
+        },
         2 if dear else repeats,
         warm_up=0 if dear else 1,
     )
     return {form: value / updates[form] for form, value in seconds.items()}
 
 
-def measure_cost(sizes: tuple[tuple[int, int], ...], repeats: int = 5) -> list[dict[str, Any]]:
+def measure_cost(sizes: tuple[tuple[int, int], ...], repeats: int = 5, device: str = "cpu") -> list[dict[str, Any]]:
     """Seconds and megabytes of an update per batch size and number of factors, each in a process of its own."""
     rows = []
     for batch, factors in sizes:
-        available = _available_memory()
+        available = _available_memory() if device == "cpu" else torch.cuda.mem_get_info()[0]
         fits = available is None or factors * _bytes(batch) < 0.9 * available
         forms = [form for form in FORMS if fits or form != "literature"]
         # The literature's form takes most of the memory there is: what one size leaves in pieces the next would lack.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            each = pool.submit(_time, batch, factors, forms, repeats, torch.get_num_threads()).result()
+            each = pool.submit(_time, batch, factors, forms, repeats, torch.get_num_threads(), device).result()
         row: dict[str, Any] = {"batch": batch, "factors": factors}
         row |= {f"{form}_milliseconds": 1000 * value for form, value in each.items()}
         for form in forms[:-1] if fits else ():
             row[f"{form}_times_cheaper"] = each["literature"] / each[form]
         for form in ("bundles", "literature") if fits else ("bundles",):
-            row[f"{form}_megabytes"] = peak_megabytes(make_update, form, batch, factors=factors)
+            row[f"{form}_megabytes"] = peak_megabytes(make_update, form, batch, factors=factors, device=device)
         rows.append(row)
     return rows
 
@@ -151,11 +161,13 @@ def measure_estimates(correlations: tuple[float, ...], batch: int, updates: int,
     return rows
 
 
-def measure(quick: bool = False) -> dict[str, list[dict[str, Any]]]:
-    """All rows; ``quick``: sizes that only show that it runs."""
+def measure(quick: bool = False, device: str = "cpu") -> dict[str, list[dict[str, Any]]]:
+    """All rows, on a GPU those of the cost; ``quick``: sizes that only show that it runs."""
     if quick:
-        return {"cost": measure_cost(((10, 2),), 1), "estimates": measure_estimates((0.3,), 20, 10, 1)}
+        return {"cost": measure_cost(((10, 2),), 1, device), "estimates": measure_estimates((0.3,), 20, 10, 1)}
     sizes = ((50, 1), (50, 2), (50, 4), (50, 8), (150, 1), (300, 1), (600, 1), (1000, 1))
-    cost = measure_cost(sizes)
+    cost = measure_cost(sizes, device=device)
+    if device != "cpu":
+        return {"cost": cost}
     estimates = measure_estimates((0.5, 0.9, 0.99), 50, 500, 2) + measure_estimates((0.5, 0.9), 150, 300, 1)
     return {"cost": cost, "estimates": estimates}

@@ -1,6 +1,6 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Interleaved timings, and the memory that one call takes."""
+"""Interleaved timings, and the memory that one call takes, on a processor or a GPU."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def wait_for_gpu() -> None:
+    """Return when the GPU has done what it was asked for; at once where none is in use."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def take_turns(functions: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
@@ -26,8 +32,10 @@ def take_turns(functions: Mapping[str, Callable[[], Any]], repeats: int, warm_up
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(warm_up + repeats):
         for name, function in functions.items():
+            wait_for_gpu()
             started = time.perf_counter()
             function()
+            wait_for_gpu()
             if turn >= warm_up:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
@@ -51,6 +59,12 @@ def _kilobytes(name: str) -> int:
 def _measure(pipe: Any, make: Callable[..., Callable[[], Any]], arguments: tuple, options: dict, threads: int) -> None:
     torch.set_num_threads(threads)
     function = make(*arguments, **options)
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+        allocated = torch.cuda.memory_allocated()
+        function()
+        pipe.send((torch.cuda.max_memory_allocated() - allocated) / 1024)
+        return
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
     before = _kilobytes("VmRSS")
     function()
@@ -59,7 +73,7 @@ def _measure(pipe: Any, make: Callable[..., Callable[[], Any]], arguments: tuple
 
 def peak_megabytes(make: Callable[..., Callable[[], Any]], *arguments: Any, **options: Any) -> float:
     """
-    By how much one call raises the peak memory of a fresh process (Linux).
+    By how much one call raises the peak memory of a fresh process (Linux); the GPU's, where what is called uses one.
 
     Args:
         make: a function of a module, which returns the function to call.

@@ -27,7 +27,7 @@ from benchmarks.readme import format_evidence, with_section
 from benchmarks.timing import interleaved, median_ratio, peak_megabytes
 
 
-@pytest.mark.parametrize("name", ["mine_update", "epoch", "table_to_splits", "image_cache", "evaluation"])
+@pytest.mark.parametrize("name", ["mine_update", "epoch", "switches", "table_to_splits", "image_cache", "evaluation"])
 def test_each_runs_at_tiny_size_and_gives_a_table(name):
     groups = importlib.import_module(f"benchmarks.{name}").measure(quick=True)
     machine = dict.fromkeys(("processor", "threads", "cores", "torch", "monai", "python"), "x")

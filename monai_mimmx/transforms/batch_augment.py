@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from monai_mimmx.transforms.batch_random import RandBatch
@@ -119,28 +121,70 @@ class RandBatchAugment(RandBatch):
                 f"expected a batch (B, C, *spatial) with spatial sizes above max_shift={self.max_shift} and an axis "
                 f"flip_axis={self.flip_axis}, got shape {tuple(batch.shape)}"
             )
+        draws = self._draw(batch)
+        return (_one_by_one if batch.device.type == "cpu" else _at_once)(batch, draws, self.flip_axis)
+
+    def _draw(self, batch: torch.Tensor) -> _Draws:
         count, size = len(batch), batch[0].numel() if len(batch) else 0
         draw = self.generator
-        shifts = torch.randint(-self.max_shift, self.max_shift + 1, (count, len(spatial)), generator=draw).tolist()
-        flips = (torch.rand(count, generator=draw) < self.flip_prob).tolist()
-        gains = (1 + self.intensity * (2 * torch.rand(count, generator=draw) - 1)).tolist()
-        if self.noise_std:
-            length = min(count, max(2, _FIELD_SIZE // max(size, 1))) * size
-            if length == count * size:
-                offsets = list(range(0, length, size)) if size else []
-            else:
-                offsets = torch.randint(0, length - size + 1, (count,), generator=draw).tolist()
-            signs = (2 * torch.randint(0, 2, (count,), generator=draw) - 1).tolist()
-            field = torch.randn(length, generator=draw).to(device=batch.device, dtype=batch.dtype)
-        out = torch.empty_like(batch, memory_format=torch.contiguous_format)
-        for index in range(count):  # one sample at a time stays in the processor's cache
-            image, new = batch[index], out[index]
-            if flips[index]:
-                image = image.flip(1 + self.flip_axis)
-            shift_image(image, tuple(shifts[index]), out=new)
-            if self.intensity:
-                new.mul_(gains[index])
-            if self.noise_std:
-                noise = field.narrow(0, offsets[index], size).view_as(new)
-                new.add_(noise, alpha=signs[index] * self.noise_std)
-        return out
+        shifts = torch.randint(-self.max_shift, self.max_shift + 1, (count, batch.ndim - 2), generator=draw)
+        flips = torch.rand(count, generator=draw) < self.flip_prob
+        gains = 1 + self.intensity * (2 * torch.rand(count, generator=draw) - 1)
+        if not self.noise_std:
+            return _Draws(shifts, flips, gains if self.intensity else None)
+        length = min(count, max(2, _FIELD_SIZE // max(size, 1))) * size
+        if length == count * size:
+            offsets = torch.arange(count) * size
+        else:
+            offsets = torch.randint(0, length - size + 1, (count,), generator=draw)
+        amounts = (2 * torch.randint(0, 2, (count,), generator=draw) - 1) * self.noise_std
+        field = torch.randn(length, generator=draw).to(device=batch.device, dtype=batch.dtype)
+        return _Draws(shifts, flips, gains if self.intensity else None, offsets, amounts, field)
+
+
+class _Draws(NamedTuple):
+    """What is drawn for a batch: each sample's shift, flip and gain; where in a field its noise begins, times what."""
+
+    shifts: torch.Tensor
+    flips: torch.Tensor
+    gains: torch.Tensor | None = None
+    offsets: torch.Tensor | None = None
+    amounts: torch.Tensor | None = None
+    field: torch.Tensor | None = None
+
+
+def _one_by_one(batch: torch.Tensor, draws: _Draws, flip_axis: int) -> torch.Tensor:
+    """For a processor: one sample at a time stays in its cache."""
+    out = torch.empty_like(batch, memory_format=torch.contiguous_format)
+    shifts, flips, gains, offsets, amounts = ([] if part is None else part.tolist() for part in draws[:5])
+    for index, (image, new) in enumerate(zip(batch, out, strict=True)):
+        if flips[index]:
+            image = image.flip(1 + flip_axis)
+        shift_image(image, tuple(shifts[index]), out=new)
+        if gains:
+            new.mul_(gains[index])
+        if draws.field is not None:
+            new.add_(draws.field.narrow(0, offsets[index], new.numel()).view_as(new), alpha=amounts[index])
+    return out
+
+
+def _at_once(batch: torch.Tensor, draws: _Draws, flip_axis: int) -> torch.Tensor:
+    """For a GPU: starting a step costs it more than the step on one sample."""
+    device, axes = batch.device, batch.ndim - 2
+    shifts, flips = draws.shifts.to(device), draws.flips.to(device)
+    places = [
+        torch.arange(n, device=device).view(-1, *[1] * (batch.ndim - 1 - k)) for k, n in enumerate(batch.shape[:2])
+    ]
+    for axis, size in enumerate(batch.shape[2:]):
+        place = (torch.arange(size, device=device) - shifts[:, axis, None]).clamp(0, size - 1)
+        if axis == flip_axis:
+            place = torch.where(flips[:, None], size - 1 - place, place)
+        places.append(place.view(-1, *[1] * (1 + axis), size, *[1] * (axes - 1 - axis)))
+    out = batch[tuple(places)]
+    per_sample = (-1, *[1] * (batch.ndim - 1))
+    if draws.gains is not None:
+        out *= draws.gains.to(out).view(per_sample)
+    if draws.field is not None and len(batch):
+        noise = draws.field.unfold(0, out[0].numel(), 1)[draws.offsets.to(device)]
+        out.addcmul_(noise.view_as(out), draws.amounts.to(out).view(per_sample))
+    return out

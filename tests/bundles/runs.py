@@ -3,6 +3,7 @@
 """How the tests run a bundle in this process at tiny size."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ TINY = {
     "batch_size": 16,
     "epochs": 2,
     "val_interval": 1,
-    "device": "cpu",
+    "device": os.environ.get("MIMMX_TEST_DEVICE", "cpu"),
 }
 OWN = {
     "brain_age": {"network_def#encoder#strides": [2, 2, 2, 1]},

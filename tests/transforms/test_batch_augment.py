@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.transforms import Compose
 
-from monai_mimmx.transforms.batch_augment import RandBatchAugment, shift_image
+from monai_mimmx.transforms.batch_augment import RandBatchAugment, _at_once, _one_by_one, shift_image
 
 
 @pytest.mark.parametrize("spatial", [(7,), (6, 7), (4, 5, 6)])
@@ -63,6 +63,18 @@ def test_flips_and_gains():
     gain = ratio.flatten(1).mean(1)
     torch.testing.assert_close(ratio, gain.view(-1, 1, 1, 1).expand_as(ratio))
     assert 0.8 <= gain.min() < 0.82 < 1.18 < gain.max() <= 1.2
+
+
+@pytest.mark.parametrize("options", [{}, {"flip_prob": 0.5, "intensity": 0.2}, {"noise_std": 0, "flip_prob": 0.5}])
+@pytest.mark.parametrize(
+    ("shape", "flip_axis"),
+    [((9, 2, 40), 0), ((9, 2, 12, 10), 1), ((9, 1, 8, 9, 10), 1), ((2, 3, 400, 400), 0), ((0, 1, 8, 8), 0)],
+)
+def test_both_ways_to_go_about_it_agree(shape, flip_axis, options):
+    batch = torch.rand(shape)
+    augment = RandBatchAugment(flip_axis=flip_axis, seed=3, **options)
+    draws = augment._draw(batch)
+    torch.testing.assert_close(_at_once(batch, draws, flip_axis), _one_by_one(batch, draws, flip_axis))
 
 
 def test_nothing_to_do_is_the_identity():
