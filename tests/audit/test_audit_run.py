@@ -185,6 +185,12 @@ def test_a_column_twice(tmp_path):
         attribute_tasks(tmp_path / "t.csv", "y")
 
 
+def test_columns_without_a_name_are_none(tmp_path):
+    (tmp_path / "t.csv").write_text(",y,sex,\n" + "".join(f"{i},{i % 2},{'FM'[i // 2 % 2]},{i}\n" for i in range(80)))
+    tasks, left_out = attribute_tasks(tmp_path / "t.csv", "y")
+    assert [task.name for task in tasks] == ["y", "sex"] and not left_out
+
+
 def test_one_split_of_the_table(study):
     table = pd.read_csv(study / "table.csv")
     table["split"] = ["holdout", "train", "holdout"] * (N // 3)

@@ -83,7 +83,7 @@ def rewrite(own, change):
         (lambda t: t.assign(age="old"), "labels.csv, line 2, column 'age': .* 'old'"),
         (
             lambda t: t[(t.sex == "male") == (t.age > 57)],
-            r"subset 'probe' .*: it has 1 row.s., fewer than 'age_group' has classes, since there are none with \(age_group=0",
+            r"subset 'train' .*: there are no rows with \(age_group=0, sex=1, dataset=0\), without which a correlated subset",
         ),
     ],
 )
