@@ -214,10 +214,11 @@ class MINELoss(nn.Module):
                 return (hidden_x.sum() + hidden_z.sum()) * 0.0  # 0, with gradients of 0 for the inputs and for T
             if self.class_layer is not None:
                 hidden_x = hidden_x + self.class_layer(condition)
+                hidden_x = hidden_x[keep]
             pairs = torch.cat([keep[None], partners])  # (1 + K, M): the joint pairs first
             # Rows of hidden_z repeat. The backward of an index on several threads adds them in an order that changes from
             # run to run; that of an embedding does not.
-            values = self.layers(hidden_x[keep] + F.embedding(pairs, hidden_z)).squeeze(-1)
+            values = self.layers(hidden_x + F.embedding(pairs, hidden_z)).squeeze(-1)
             estimate = donsker_varadhan(values[0], values[1:])
             return self._correct(estimate, values[0].mean()) if self.ema_rate and self.training else estimate
 

@@ -6,12 +6,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from monai.networks.blocks import Convolution
-from monai.networks.layers.factories import Pool
 from monai.networks.nets import DenseNet121
 from torch import Tensor, nn
 
 __all__ = ["FourConvEncoder", "densenet121_encoder", "make_encoder"]
+
+
+def grid_pool(x: Tensor, grid: int) -> Tensor:
+    """
+    Adaptive average pooling as the product with a constant matrix, whose gradient on a GPU is the same in every run.
+
+    Args:
+        x: `(B, C, *spatial)`.
+        grid: positions per axis that are kept.
+
+    Returns:
+        `(B, C, grid, ..)`, the values of :func:`torch.nn.functional.adaptive_avg_pool2d` and its like.
+
+    Example:
+        >>> grid_pool(torch.arange(4.0).view(1, 1, 4), 2)
+        tensor([[[0.5000, 2.5000]]])
+    """
+    shares = torch.ones(1, 1, device=x.device, dtype=x.dtype)
+    cell = torch.arange(grid, device=x.device)
+    for size in x.shape[2:]:
+        at = torch.arange(size, device=x.device)[:, None]
+        begin, end = cell * size // grid, ((cell + 1) * size + grid - 1) // grid
+        shares = torch.kron(shares, ((at >= begin) & (at < end)).to(x.dtype) / (end - begin).to(x.dtype))
+    return (x.flatten(2) @ shares).unflatten(2, [grid] * (x.ndim - 2))
 
 
 class FourConvEncoder(nn.Module):
@@ -72,13 +96,13 @@ class FourConvEncoder(nn.Module):
                     norm=("GROUP", {"num_groups": groups}),
                 )
             )
-        self.pool = Pool[Pool.ADAPTIVEAVG, spatial_dims](grid)
+        self.grid = grid
         self.dropout = nn.Dropout(dropout)
         self.out_features = channels[3] * grid**spatial_dims
 
     def forward(self, x: Tensor) -> Tensor:
         """Image `(B, C, *spatial)` to features `(B, out_features)`."""
-        return self.dropout(self.pool(self.convolutions(x)).flatten(1))
+        return self.dropout(grid_pool(self.convolutions(x), self.grid).flatten(1))
 
 
 def densenet121_encoder(spatial_dims: int, in_channels: int) -> nn.Module:

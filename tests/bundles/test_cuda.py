@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from runs import ROOT, options, train, workflow
+from runs import ROOT, options, results, train, workflow
 
 from monai_mimmx.handlers import read_history
 from monai_mimmx.losses import MINELoss, MultiTaskCrossEntropy, distance_correlation, make_dependence
@@ -105,6 +105,13 @@ def test_switches_for_speed_give_the_same(switches, plain, folders, tmp_path):
     train("brain_age", folders, tmp_path, device="cuda", batch_size=48, **switches)
     for row, expected in zip(read_history(tmp_path / "history.jsonl"), plain[1], strict=True):
         assert row["loss_y"] == pytest.approx(expected["loss_y"], rel=0.05)
+
+
+@pytest.mark.parametrize("bundle", ["brain_age", "pleural_effusion_natural"])
+def test_a_run_repeats(bundle, folders, tmp_path):
+    for name in ("first", "second"):
+        train(bundle, folders, tmp_path / name, device="cuda")
+    assert results(tmp_path / "first") == results(tmp_path / "second")
 
 
 def test_a_checkpoint_of_the_gpu_is_evaluated_on_the_processor(plain, folders, tmp_path):

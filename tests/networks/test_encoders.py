@@ -6,8 +6,24 @@ import pytest
 import torch
 from monai.networks.nets import DenseNet121
 from torch import nn
+from torch.nn import functional as F
 
 from monai_mimmx.networks import FourConvEncoder, densenet121_encoder, make_encoder
+from monai_mimmx.networks.encoders import grid_pool
+
+
+@pytest.mark.parametrize("grid", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("spatial", "oracle"),
+    [((7,), F.adaptive_avg_pool1d), ((8, 5), F.adaptive_avg_pool2d), ((2, 12, 3), F.adaptive_avg_pool3d)],
+)
+def test_grid_pool_is_adaptive_average_pooling(spatial, oracle, grid):
+    x = torch.randn(2, 3, *spatial, dtype=torch.float64, requires_grad=True)
+    ours, theirs = grid_pool(x, grid), oracle(x, grid)
+    torch.testing.assert_close(ours, theirs)
+    weights = torch.randn_like(ours)
+    slopes = (torch.autograd.grad((value * weights).sum(), x)[0] for value in (ours, theirs))
+    torch.testing.assert_close(*slopes)
 
 
 class TestFourConvEncoder:
