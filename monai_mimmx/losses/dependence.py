@@ -93,7 +93,7 @@ class BlockMutualInformation(nn.Module):
         condition = labels[:, 0] if self.conditional else None
         return torch.stack(
             [
-                estimator(f_y, f_z[:, list(group)].flatten(1), condition)
+                estimator(f_y, torch.cat([f_z[:, i] for i in group], 1), condition)
                 for group, estimator in zip(self.groups, self.estimators, strict=True)
             ]
         )
