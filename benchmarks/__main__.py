@@ -8,7 +8,7 @@ python -m benchmarks                                  all of them
 python -m benchmarks --only mine_update epoch         some; the others stay as they were measured on this machine
 python -m benchmarks --quick --output_dir DIR         sizes that only show that they run
 python -m benchmarks --only                           none: only write the tables again
-python -m benchmarks --device cuda                    those of a GPU, recorded in files of their own
+python -m benchmarks --device cuda                    those of a GPU, in results_gpu.json and results_gpu.md
 """
 
 from __future__ import annotations
@@ -287,11 +287,11 @@ def main() -> None:
             known[part] = {key: known[part][key] for key in NAMES if key in known[part]}
         write_json(options.output_dir / f"{stem}.json", known)
         write_text(options.output_dir / f"{stem}.md", format_tables(known))
-        if options.output_dir == HERE:
+        if options.output_dir == HERE and not on_gpu:
             text = with_section(
                 README.read_text(encoding="utf-8"), "evidence", format_evidence(HERE.parent / "bundles")
             )
-            write_text(README, with_section(text, "gpu" if on_gpu else "benchmarks", format_summary(known)))
+            write_text(README, with_section(text, "benchmarks", format_summary(known)))
     print(format_summary(known))
 
 
