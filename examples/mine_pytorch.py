@@ -37,7 +37,7 @@ def train(weight: float, balanced: bool = True, epochs: int = 12, seed: int = 0)
         for rows in torch.tensor(list(sampler)).split(100):
             f_y, f_z = encoder(images[rows]).chunk(2, dim=1)
             y, z = labels[rows].T
-            for _ in range(5):
+            for _ in range(5 if weight else 0):
                 mi.update_estimator(mi_optimizer, f_y, f_z, y)
             loss = F.cross_entropy(head_y(f_y), y) + F.cross_entropy(head_z(f_z), z)
             loss = loss + weight * min(1.0, epoch / 5) * mi(f_y, f_z.detach(), y)

@@ -1,9 +1,14 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
+import os
+
 import pytest
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """Cohort and cache of each bundle, made once."""
-    return tmp_path_factory.mktemp("bundles")
+    """Cohort and cache of each bundle, made once; the processes of pytest-xdist have them in common."""
+    base = tmp_path_factory.getbasetemp()
+    common = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bundles"
+    common.mkdir(exist_ok=True)
+    return common

@@ -191,16 +191,19 @@ def test_films_of_other_modes_give_the_same_images(films, folders, tmp_path):
     def images(name):
         more = {"dataset_dir": str(films), "cache_dir": str(tmp_path / name)}
         made = workflow("pleural_effusion", "train", **options("pleural_effusion", folders, tmp_path / "out", **more))
-        return made.parser.get_parsed_content("train#dataset").__getitems__(range(40))["image"]
+        data = made.parser.get_parsed_content("train#dataset")
+        return data.__getitems__(range(40))["image"], data.files(range(40))
 
-    grey = images("grey")
-    for number, path in enumerate(sorted(films.rglob("*.jpg"))):
+    grey, files = images("grey")
+    for number, path in enumerate(map(Path, files)):
         values = np.asarray(Image.open(path))
         other = (
             Image.fromarray(values).convert("RGB") if number % 2 else Image.fromarray(values.astype(np.uint16) * 257)
         )
         other.save(path, format="PNG")
-    np.testing.assert_allclose(images("other"), grey, atol=0.05)
+    other, again = images("other")
+    assert again == files
+    np.testing.assert_allclose(other, grey, atol=0.05)
 
 
 def test_a_third_class_without_a_rule_is_excluded_and_counted(own, folders, tmp_path, capsys):
