@@ -36,7 +36,12 @@ TINY = {
 OWN = {
     "brain_age": {"network_def#encoder#strides": [2, 2, 2, 1]},
     "fashion_mnist": {"network_def#encoder#strides": [2, 2, 2, 1]},
-    "pleural_effusion": {"cohort_scale": 0.06, "epochs": 1, "refine_epochs": 2},  # DenseNet-121, whole
+    "pleural_effusion": {  # DenseNet-121, whole
+        "cohort_scale": 0.06,
+        "subset_sizes": {"train": 150, "select": 50, "probe": 40, "val": 100, "inv": 100, "bal": 100},
+        "epochs": 1,
+        "refine_epochs": 2,
+    },
     # Small enough that some combination of classes is missing from the training data.
     "pleural_effusion_natural": {"network_def#encoder": "four_conv", "sampling": "correlated", "refine_epochs": 2},
 }
