@@ -38,7 +38,7 @@ OWN = {
     "fashion_mnist": {"network_def#encoder#strides": [2, 2, 2, 1]},
     "pleural_effusion": {  # DenseNet-121, whole
         "cohort_scale": 0.06,
-        "subset_sizes": {"train": 150, "select": 50, "probe": 40, "val": 100, "inv": 100, "bal": 100},
+        "subset_sizes": {"train": 260, "select": 60, "probe": 40, "val": 100, "inv": 100, "bal": 100},
         "epochs": 1,
         "refine_epochs": 2,
     },
