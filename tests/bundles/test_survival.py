@@ -133,7 +133,9 @@ def test_the_network_is_built_after_seeding(bundle, folders, tmp_path):
         given = options(bundle, folders, tmp_path, seed=seed)
         parser = workflow(bundle, "train", **given).parser
         parts = [parser.get_parsed_content("network"), parser.get_parsed_content("dependence")]
-        return torch.cat([value.flatten().double().nan_to_num() for part in parts for value in part.state_dict().values()])
+        return torch.cat(
+            [value.flatten().double().nan_to_num() for part in parts for value in part.state_dict().values()]
+        )
 
     first = first_weights(0)
     assert torch.equal(first_weights(0), first) and not torch.equal(first_weights(1), first)
