@@ -139,32 +139,33 @@ class RandBatchAugment(RandBatch):
             offsets = torch.randint(0, length - size + 1, (count,), generator=draw)
         amounts = (2 * torch.randint(0, 2, (count,), generator=draw) - 1) * self.noise_std
         field = torch.randn(length, generator=draw).to(device=batch.device, dtype=batch.dtype)
-        return _Draws(shifts, flips, gains if self.intensity else None, offsets, amounts, field)
+        return _Draws(shifts, flips, gains if self.intensity else None, (field, offsets, amounts))
 
 
 class _Draws(NamedTuple):
-    """What is drawn for a batch: each sample's shift, flip and gain; where in a field its noise begins, times what."""
+    """What is drawn for a batch: each sample's shift, flip, gain; a field of noise, where its own begins, times what."""
 
     shifts: torch.Tensor
     flips: torch.Tensor
     gains: torch.Tensor | None = None
-    offsets: torch.Tensor | None = None
-    amounts: torch.Tensor | None = None
-    field: torch.Tensor | None = None
+    noise: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
 
 def _one_by_one(batch: torch.Tensor, draws: _Draws, flip_axis: int) -> torch.Tensor:
     """For a processor: one sample at a time stays in its cache."""
     out = torch.empty_like(batch, memory_format=torch.contiguous_format)
-    shifts, flips, gains, offsets, amounts = ([] if part is None else part.tolist() for part in draws[:5])
+    shifts, flips = draws.shifts.tolist(), draws.flips.tolist()
+    gains = None if draws.gains is None else draws.gains.tolist()
+    noise = None if draws.noise is None else (draws.noise[0], draws.noise[1].tolist(), draws.noise[2].tolist())
     for index, (image, new) in enumerate(zip(batch, out, strict=True)):
         if flips[index]:
             image = image.flip(1 + flip_axis)
         shift_image(image, tuple(shifts[index]), out=new)
-        if gains:
+        if gains is not None:
             new.mul_(gains[index])
-        if draws.field is not None:
-            new.add_(draws.field.narrow(0, offsets[index], new.numel()).view_as(new), alpha=amounts[index])
+        if noise is not None:
+            field, offsets, amounts = noise
+            new.add_(field.narrow(0, offsets[index], new.numel()).view_as(new), alpha=amounts[index])
     return out
 
 
@@ -184,7 +185,8 @@ def _at_once(batch: torch.Tensor, draws: _Draws, flip_axis: int) -> torch.Tensor
     per_sample = (-1, *[1] * (batch.ndim - 1))
     if draws.gains is not None:
         out *= draws.gains.to(out).view(per_sample)
-    if draws.field is not None and len(batch):
-        noise = draws.field.unfold(0, out[0].numel(), 1)[draws.offsets.to(device)]
-        out.addcmul_(noise.view_as(out), draws.amounts.to(out).view(per_sample))
+    if draws.noise is not None and len(batch):
+        field, offsets, amounts = draws.noise
+        noise = field.unfold(0, out[0].numel(), 1)[offsets.to(device)]
+        out.addcmul_(noise.view_as(out), amounts.to(out).view(per_sample))
     return out
