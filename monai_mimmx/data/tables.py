@@ -286,7 +286,7 @@ def _lines(path: Path, frame: pd.DataFrame) -> pd.Index:
 def read_columns(
     path: Path, required: Sequence[str], optional: Sequence[str] = (), everything: bool = False
 ) -> pd.DataFrame:
-    """The wanted columns, or all with a name, as stripped text, blanks as NA; the index is the line in the file where a row begins."""
+    """The wanted columns, or all with a name, as stripped text, blanks as NA; the index is the line where a row begins."""
     if not path.is_file():
         raise FileNotFoundError(f"no table at {path}: expected a CSV file (check dataset_dir or the path)")
     try:
@@ -298,7 +298,8 @@ def read_columns(
             [lacks_columns(path, missing, header)] if (missing := [n for n in required if n not in header]) else []
         )
         wanted = {*required, *optional}
-        if twice := [name for name in header if header.count(name) > 1 and (everything and name or name in wanted)]:
+        taken = [bool(name) if everything else name in wanted for name in header]
+        if twice := [name for name, use in zip(header, taken, strict=True) if use and header.count(name) > 1]:
             problems.append(ValueError(f"{path} has the column {twice[0]!r} twice: rename one"))
         if twice or (missing and wanted.isdisjoint(header)):
             raise_problems(problems)
@@ -315,7 +316,7 @@ def read_columns(
         raise_problems([*problems, _too_many_cells(path, len(header))])
     frame.columns = header
     frame.index = _lines(path, frame)
-    frame = frame.loc[:, [bool(name) if everything else name in wanted for name in header]]
+    frame = frame.loc[:, taken]
     for name in frame.columns:
         frame[name] = map_distinct(frame[name], _stripped)
     if (blank := frame.iloc[:, 0].isna()).any():  # only these can be blank in every column

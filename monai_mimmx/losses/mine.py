@@ -213,8 +213,7 @@ class MINELoss(nn.Module):
             if keep.numel() == 0:
                 return (hidden_x.sum() + hidden_z.sum()) * 0.0  # 0, with gradients of 0 for the inputs and for T
             if self.class_layer is not None:
-                hidden_x = hidden_x + self.class_layer(condition)
-                hidden_x = hidden_x[keep]
+                hidden_x = (hidden_x + self.class_layer(condition))[keep]
             pairs = torch.cat([keep[None], partners])  # (1 + K, M): the joint pairs first
             # Rows of hidden_z repeat. The backward of an index on several threads adds them in an order that changes from
             # run to run; that of an embedding does not.

@@ -23,7 +23,7 @@ def grid_pool(x: Tensor, grid: int) -> Tensor:
         grid: positions per axis that are kept.
 
     Returns:
-        `(B, C, grid, ..)`, the values of :func:`torch.nn.functional.adaptive_avg_pool2d` and its like.
+        `(B, C, grid ** axes)`, the values of :func:`torch.nn.functional.adaptive_avg_pool2d` and its like.
 
     Example:
         >>> grid_pool(torch.arange(4.0).view(1, 1, 4), 2)
@@ -35,7 +35,7 @@ def grid_pool(x: Tensor, grid: int) -> Tensor:
         at = torch.arange(size, device=x.device)[:, None]
         begin, end = cell * size // grid, ((cell + 1) * size + grid - 1) // grid
         shares = torch.kron(shares, ((at >= begin) & (at < end)).to(x.dtype) / (end - begin).to(x.dtype))
-    return (x.flatten(2) @ shares).unflatten(2, [grid] * (x.ndim - 2))
+    return x.flatten(2) @ shares
 
 
 class FourConvEncoder(nn.Module):

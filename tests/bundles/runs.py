@@ -4,6 +4,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,19 @@ def results(output):
     model = torch.load(output / "models/model.pt", weights_only=True)
     del metrics["seconds"], metrics["commit"], metrics["config"]["output_dir"]
     return metrics, {name: value.tolist() for name, value in model.items()}
+
+
+def torchrun(bundle, processes, given):
+    """A training by torchrun, on one machine; it must end well."""
+    configs = [str(ROOT / bundle / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command += ["-m", "monai.bundle", "run", "--config_file", str(configs)]
+    command += [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    path = os.pathsep.join([str(ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
 
 
 def train(bundle, folders, output, **more):

@@ -5,10 +5,7 @@
 import csv
 import inspect
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +13,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 from monai.handlers import MLFlowHandler
-from runs import BUNDLES, NAMES, OWN, ROOT, options, results, train, workflow
+from runs import BUNDLES, NAMES, OWN, ROOT, options, results, torchrun, train, workflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monai_mimmx.comparison import format_tables, read_published
@@ -343,16 +340,9 @@ def test_whole_volumes_train(folders, tmp_path):
 @pytest.mark.parametrize("bundle", ["brain_age", "pleural_effusion_natural"])
 def test_two_processes_train_one_model(bundle, trained, folders, tmp_path):
     _, alone = trained(bundle)
-    configs = [str(ROOT / bundle / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
     given = options(bundle, folders, tmp_path / "output", backend="gloo")
     del given["device"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "monai.bundle", "run", "--config_file", str(configs)]
-    command += [word for key, value in given.items() for word in (f"--{key}", str(value))]
-    path = os.pathsep.join([str(ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = torchrun(bundle, 2, given)
     metrics = json.loads((tmp_path / "output/metrics.json").read_text())
     assert metrics["epochs"] == alone["epochs"] and metrics["n"] == alone["n"]
     assert len((tmp_path / "output/history.jsonl").read_text().splitlines()) == metrics["epochs"]
