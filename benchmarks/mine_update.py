@@ -54,11 +54,18 @@ class AllPairs(nn.Module):
         return donsker_varadhan(values.diagonal(), values[~torch.eye(batch, dtype=torch.bool, device=values.device)])
 
 
-FORMS: dict[str, Callable[[int], nn.Module]] = {
-    "bundles": lambda dim: MINELoss(dim, dim, negatives=4),
-    "default": lambda dim: MINELoss(dim, dim),
-    "many": lambda dim: MINELoss(dim, dim, negatives=32),
-    "literature": AllPairs,
+class AllPairsPerFactor(nn.ModuleList):
+    """The literature's form for several z `(B, factors, D)`, an estimator for each: their values."""
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return torch.stack([estimator(x, part) for estimator, part in zip(self, z.unbind(1), strict=True)])
+
+
+FORMS: dict[str, Callable[[int, int], nn.Module]] = {
+    "bundles": lambda dim, factors: MINELoss(dim, dim, negatives=4, num_blocks=factors),
+    "default": lambda dim, factors: MINELoss(dim, dim, num_blocks=factors),
+    "many": lambda dim, factors: MINELoss(dim, dim, negatives=32, num_blocks=factors),
+    "literature": lambda dim, factors: AllPairsPerFactor(AllPairs(dim) for _ in range(factors)),
 }
 
 
@@ -75,19 +82,19 @@ def make_update(
     """
     A function that makes one update on new Gaussians of one correlation per dimension, and returns the estimate.
 
-    With several factors there is an estimator for each, and their sum is returned. The data follow from the seed alone.
+    With several factors there is an estimate of each, and their sum is returned. The data follow from the seed alone.
     """
     torch.manual_seed(seed)
-    estimators = nn.ModuleList(FORMS[form](dim) for _ in range(factors)).to(device)
-    optimizer = torch.optim.Adam(estimators.parameters(), lr=1e-3)
+    estimator = FORMS[form](dim, factors).to(device)
+    optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-3)
     generator = torch.Generator(device).manual_seed(seed)
 
     def update() -> float:
         x = torch.randn(batch, dim, generator=generator, device=device)
-        noise = torch.randn(factors, batch, dim, generator=generator, device=device)
+        noise = torch.randn(batch, factors, dim, generator=generator, device=device)
         optimizer.zero_grad()
-        z = correlation * x + math.sqrt(1 - correlation**2) * noise
-        estimate = torch.stack([estimator(x, part) for estimator, part in zip(estimators, z, strict=True)]).sum()
+        z = correlation * x[:, None] + math.sqrt(1 - correlation**2) * noise
+        estimate = estimator(x, z).sum()
         (-estimate).backward()
         optimizer.step()
         return float(estimate.detach())

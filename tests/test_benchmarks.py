@@ -97,22 +97,21 @@ def test_all_forms_see_the_same_data(monkeypatch):
     seen = []
 
     class Spy(torch.nn.Module):
-        def __init__(self, dim):
+        def __init__(self, dim, factors):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.rand(dim))  # as any estimator, it draws its weights
 
         def forward(self, x, z):
             seen.append((x, z))
-            return (self.weight * x * z).mean()
+            return (self.weight * x[:, None] * z).mean()
 
     monkeypatch.setitem(FORMS, "literature", Spy)
     monkeypatch.setitem(FORMS, "default", Spy)
     for form in ("literature", "default"):
         make_update(form, 6, 0.9, dim=2, factors=2, seed=3)()
-    assert len(seen) == 4
-    for first, second in zip(seen[:2], seen[2:]):
-        assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
-    assert torch.equal(seen[0][0], seen[1][0]) and not torch.equal(seen[0][1], seen[1][1])
+    (x, z), (same_x, same_z) = seen
+    assert torch.equal(x, same_x) and torch.equal(z, same_z)
+    assert x.shape == (6, 2) and z.shape == (6, 2, 2) and not torch.equal(z[:, 0], z[:, 1])
 
 
 def _make_array(megabytes):

@@ -304,20 +304,19 @@ class MIMMXTrainer(SupervisedTrainer):
             _, features, attention = self.inferer(inputs, self._called_network, *args, return_features=True, **kwargs)
         return features.float(), attention.float(), labels
 
-    def _recent(self) -> tuple[Tensor, Tensor, Tensor]:
-        """As many samples as a batch has, drawn from the features of the latest batches."""
-        stored = list(self._features)
-        features, attention, labels = (torch.cat(parts) for parts in zip(*stored, strict=True))
-        if len(stored) == 1:
+    def _drawn(self, features: Tensor, attention: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As many samples as the latest batch has, of those of several batches."""
+        count = len(self._features[-1][2])
+        if count == len(labels):
             return features, attention, labels
-        chosen = torch.randperm(len(labels), device=labels.device)[: len(stored[-1][2])]
+        chosen = torch.randperm(len(labels), device=labels.device)[:count]
         return features[chosen], attention[chosen], labels[chosen]
 
-    def _update_estimator(self, index: int) -> None:
+    def _update_estimator(self, index: int, recent: tuple[Tensor, Tensor, Tensor]) -> None:
         """The ``index``-th ascent step of the estimator in this iteration, and of the weighter with it."""
         fresh = _gather(*self._next_fresh()) if self.feature_batches == 0 else None
         with self._same_draws(index):
-            features, attention, labels = fresh or self._recent()
+            features, attention, labels = fresh or self._drawn(*recent)
             terms = self._terms(features, attention, labels, detach_z=True)
         objective = terms.sum()
         if self.weighter is not None:
@@ -418,9 +417,10 @@ class MIMMXTrainer(SupervisedTrainer):
         features, attention, labels = _gather(features, attention, labels)
         if self.dependence_optimizer is not None:
             self._features.append((features.detach().float(), attention.detach().float(), labels))
+            recent = tuple(torch.cat(parts) for parts in zip(*self._features, strict=True))
             for index in range(self.n_b):
                 self.fire_event(IterationEvents.INNER_ITERATION_STARTED)
-                self._update_estimator(index)
+                self._update_estimator(index, recent)  # type: ignore[arg-type]
                 self.fire_event(IterationEvents.INNER_ITERATION_COMPLETED)
         trained = [p for p in self.dependence.parameters() if p.requires_grad]  # type: ignore[union-attr]
         for parameter in trained:

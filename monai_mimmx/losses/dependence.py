@@ -47,6 +47,8 @@ class BlockMutualInformation(nn.Module):
         torch.Size([2])
     """
 
+    _chosen: Tensor
+
     def __init__(
         self,
         feature_dim: int,
@@ -64,20 +66,18 @@ class BlockMutualInformation(nn.Module):
             raise ValueError("factors must name at least one spurious factor.")
         self.factors = tuple(factors)
         self.conditional = conditional
-        groups = [(i,) for i in self.factors] if estimator == "per_factor" else [self.factors]
-        self.groups = tuple(groups)
+        self.groups = tuple((i,) for i in self.factors) if estimator == "per_factor" else (self.factors,)
+        self.register_buffer("_chosen", torch.tensor(self.factors), persistent=False)
         # The network standardises its features already.
-        self.estimators = nn.ModuleList(
-            MINELoss(
-                feature_dim,
-                feature_dim * len(group),
-                hidden=hidden,
-                negatives=negatives,
-                conditional=conditional,
-                num_classes=num_classes,
-                standardize=False,
-            )
-            for group in groups
+        self.estimator = MINELoss(
+            feature_dim,
+            feature_dim * len(self.groups[0]),
+            hidden=hidden,
+            negatives=negatives,
+            conditional=conditional,
+            num_classes=num_classes,
+            standardize=False,
+            num_blocks=len(self.groups),
         )
 
     def forward(self, f_y: Tensor, f_z: Tensor, labels: Tensor) -> Tensor:
@@ -90,17 +90,12 @@ class BlockMutualInformation(nn.Module):
         Returns:
             the estimates in nats, `(number of factors,)`, or `(1,)` for a joint estimator.
         """
-        condition = labels[:, 0] if self.conditional else None
-        # By a number, where one will do: a list of them travels to a GPU in every step.
-        blocks = (f_z[:, group[0]] if len(group) == 1 else f_z[:, list(group)].flatten(1) for group in self.groups)
-        return torch.stack(
-            [estimator(f_y, block, condition) for block, estimator in zip(blocks, self.estimators, strict=True)]
-        )
+        blocks = f_z.index_select(1, self._chosen).flatten(1).unflatten(1, (len(self.groups), -1))
+        return self.estimator(f_y, blocks, labels[:, 0] if self.conditional else None)  # type: ignore[no-any-return]
 
     def resolvable_nats(self, batch_size: int) -> float:
         """The logarithm of the number of product pairs of a batch: an estimate beyond it is none."""
-        negatives: int = self.estimators[0].negatives  # type: ignore[assignment]
-        return math.log(max(1, batch_size * min(negatives, batch_size - 1)))
+        return math.log(max(1, batch_size * min(self.estimator.negatives, batch_size - 1)))
 
 
 class BlockDistanceCorrelation(nn.Module):

@@ -16,7 +16,7 @@ from monai_mimmx.losses.dcor import within_squares
 __all__ = ["MINELoss", "donsker_varadhan", "product_partners"]
 
 
-def donsker_varadhan(joint: Tensor, product: Tensor) -> Tensor:
+def donsker_varadhan(joint: Tensor, product: Tensor, *, batch_dims: int = 0) -> Tensor:
     """
     The Donsker-Varadhan lower bound of mutual information: ``mean T(joint) - log mean exp T(product)``.
 
@@ -25,9 +25,10 @@ def donsker_varadhan(joint: Tensor, product: Tensor) -> Tensor:
     Args:
         joint: the statistics network's values on pairs drawn together, any shape.
         product: its values on pairs drawn from the product of the marginals, any shape.
+        batch_dims: leading axes of both that count estimates; all others are one estimate's.
 
     Returns:
-        the bound in nats, a scalar.
+        the bounds in nats, with the first ``batch_dims`` axes; a scalar by default.
 
     Example:
         >>> donsker_varadhan(torch.tensor([2.0]), torch.tensor([2.0, 2.0]))
@@ -36,8 +37,8 @@ def donsker_varadhan(joint: Tensor, product: Tensor) -> Tensor:
     Reference:
         Belghazi et al., Mutual Information Neural Estimation, ICML 2018, equation (10).
     """
-    flat = product.flatten()
-    return joint.mean() - (flat.logsumexp(0) - math.log(flat.numel()))
+    joint, product = (values.reshape(*values.shape[:batch_dims], -1) for values in (joint, product))
+    return joint.mean(-1) - (product.logsumexp(-1) - math.log(product.shape[-1]))
 
 
 def product_partners(
@@ -79,6 +80,19 @@ def product_partners(
     return order[paired], order[start + (position + shift) % size]
 
 
+class _LinearPerBlock(nn.Module):
+    """Linear layers side by side, from `(blocks, M, inputs)` to `(blocks, M, outputs)`; they start as nn.Linear does."""
+
+    def __init__(self, blocks: int, inputs: int, outputs: int, *, bias: bool = True) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.empty(blocks, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(blocks, 1, outputs).uniform_(-bound, bound)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
+
+
 class MINELoss(nn.Module):
     r"""
     Mutual Information Neural Estimation: a lower bound of I(x; z) or I(x; z | y), in nats, as a term to minimise.
@@ -100,7 +114,8 @@ class MINELoss(nn.Module):
     own batch: use :class:`~monai_mimmx.engines.MIMMXTrainer`, or gather the features of all processes first.
 
     T's first layer is linear in (x, z), so it is applied to the B rows of each once and the product pairs cost one
-    addition each: time and memory grow with B * negatives, never with B * B * (x_dim + z_dim).
+    addition each: time and memory grow with B * negatives, never with B * B * (x_dim + z_dim). Several z against one x
+    are estimated at once by ``num_blocks``, in fewer and larger steps than by one loss for each.
 
     Args:
         x_dim: width of x.
@@ -116,6 +131,8 @@ class MINELoss(nn.Module):
             gradient of a constant feature stays finite: one whose deviation is not well above 0.003 stays below 1.
         ema_rate: weight in (0, 1] of the current batch in the moving average of ``mean exp T`` that replaces the
             batch's own in the gradient (MINE's bias correction); 0 turns it off. Above 0.1 it is unstable.
+        num_blocks: the number N of z that are estimated at once, each by a statistics network of its own, with the
+            same product partners: z is then `(B, N, z_dim)` and the value `(N,)`.
 
     Raises:
         ValueError: for a width, count or rate out of range.
@@ -144,9 +161,11 @@ class MINELoss(nn.Module):
         num_classes: int = 2,
         standardize: bool = True,
         ema_rate: float = 0.0,
+        num_blocks: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in {"x_dim": x_dim, "z_dim": z_dim, "negatives": negatives, "num_classes": num_classes}.items():
+        counts = {"x_dim": x_dim, "z_dim": z_dim, "negatives": negatives, "num_classes": num_classes}
+        for name, value in (counts | ({} if num_blocks is None else {"num_blocks": num_blocks})).items():
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, got {value}.")
         if not hidden or min(hidden) < 1:
@@ -156,20 +175,23 @@ class MINELoss(nn.Module):
         self.x_dim, self.z_dim, self.num_classes = x_dim, z_dim, num_classes
         self.negatives, self.conditional = negatives, conditional
         self.standardize, self.ema_rate = standardize, ema_rate
-        self.x_layer = nn.Linear(x_dim, hidden[0])
-        self.z_layer = nn.Linear(z_dim, hidden[0], bias=False)
-        self.class_layer = nn.Embedding(num_classes, hidden[0]) if conditional else None
+        self.num_blocks = num_blocks
+        blocks = num_blocks or 1
+        self.x_layer = _LinearPerBlock(blocks, x_dim, hidden[0])
+        self.z_layer = _LinearPerBlock(blocks, z_dim, hidden[0], bias=False)
+        self.class_layer = nn.Embedding(num_classes, blocks * hidden[0]) if conditional else None
         layers: list[nn.Module] = []
         for width, next_width in zip(hidden, [*hidden[1:], 1], strict=True):
-            layers += [nn.ReLU(), nn.Linear(width, next_width)]
+            layers += [nn.ReLU(), _LinearPerBlock(blocks, width, next_width)]
         self.layers = nn.Sequential(*layers)
-        self.register_buffer("log_average", torch.tensor(float("nan")))
+        self.register_buffer("log_average", torch.full((blocks,), float("nan")))
 
     def _check(self, x: Tensor, z: Tensor, condition: Tensor | None) -> None:
         batch = x.shape[0]
-        for name, value, width in (("x", x, self.x_dim), ("z", z, self.z_dim)):
-            if value.ndim != 2 or value.shape != (batch, width):
-                raise ValueError(f"{name} must have shape ({batch}, {width}), got {tuple(value.shape)}.")
+        shapes = (batch, self.x_dim), (batch, *([self.num_blocks] if self.num_blocks else []), self.z_dim)
+        for name, value, shape in zip("xz", (x, z), shapes, strict=True):
+            if value.shape != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}.")
         if batch < 2:
             raise ValueError(f"MINE needs a batch of 2 or more samples to form product pairs, got {batch}.")
         if self.conditional:
@@ -191,12 +213,13 @@ class MINELoss(nn.Module):
         """
         Args:
             x: features `(B, x_dim)`, B of 2 or more.
-            z: features `(B, z_dim)`.
+            z: features `(B, z_dim)`, or `(B, N, z_dim)` with ``num_blocks``.
             condition: class indices `(B,)`, only when ``conditional``. A class that is absent does not contribute; a
                 sample that is alone in its class has no product pair and is left out.
 
         Returns:
-            the estimate in nats, a scalar (0 when no sample has a pair). It may be slightly negative.
+            the estimate in nats (0 when no sample has a pair), a scalar, or `(N,)` with ``num_blocks``. It may be
+            slightly negative.
 
         Raises:
             ValueError: for a wrong shape, a batch of one, or a missing, surplus or out-of-range ``condition``.
@@ -204,31 +227,37 @@ class MINELoss(nn.Module):
         self._check(x, z, condition)
         condition = None if condition is None else condition.long()
         with torch.autocast(x.device.type, enabled=False):
-            dtype = self.x_layer.weight.dtype
-            x, z = x.to(dtype), z.to(dtype)
+            dtype, blocks = self.x_layer.weight.dtype, self.num_blocks or 1
+            x, z = x.to(dtype), z.to(dtype).flatten(1)
             if self.standardize:
                 x, z = (F.batch_norm(within_squares(part, (0,)), None, None, training=True) for part in (x, z))
             keep, partners = product_partners(x.shape[0], self.negatives, condition=condition, device=x.device)
-            hidden_x, hidden_z = self.x_layer(x), self.z_layer(z)
+            hidden_x = self.x_layer(x.expand(blocks, *x.shape))
+            hidden_z = self.z_layer(z.unflatten(1, (blocks, self.z_dim)).transpose(0, 1))
             if keep.numel() == 0:
-                return (hidden_x.sum() + hidden_z.sum()) * 0.0  # 0, with gradients of 0 for the inputs and for T
+                estimates = (hidden_x + hidden_z).sum((1, 2)) * 0.0  # 0, with gradients of 0 for the inputs and for T
+                return estimates if self.num_blocks else estimates[0]
             if self.class_layer is not None:
-                hidden_x = (hidden_x + self.class_layer(condition))[keep]
+                of_class = self.class_layer(condition).unflatten(1, (blocks, -1)).transpose(0, 1)
+                hidden_x = (hidden_x + of_class)[:, keep]
             pairs = torch.cat([keep[None], partners])  # (1 + K, M): the joint pairs first
             # Rows of hidden_z repeat. The backward of an index on several threads adds them in an order that changes from
             # run to run; that of an embedding does not.
-            values = self.layers(hidden_x + F.embedding(pairs, hidden_z)).squeeze(-1)
-            estimate = donsker_varadhan(values[0], values[1:])
-            return self._correct(estimate, values[0].mean()) if self.ema_rate and self.training else estimate
+            rows = pairs + torch.arange(0, hidden_z[..., 0].numel(), len(x), device=x.device)[:, None, None]
+            hidden = hidden_x[:, None] + F.embedding(rows, hidden_z.flatten(0, 1))
+            values = self.layers(hidden.flatten(1, 2)).view(blocks, *pairs.shape)
+            estimates = donsker_varadhan(values[:, 0], values[:, 1:], batch_dims=1)
+            if self.ema_rate and self.training:
+                estimates = self._correct(estimates, values[:, 0].mean(1))
+            return estimates if self.num_blocks else estimates[0]
 
     def _correct(self, estimate: Tensor, joint: Tensor) -> Tensor:
         """Keep the value, but let the gradient of the logarithm divide by the moving average of ``mean exp T``."""
         log_mean = joint - estimate
         with torch.no_grad():
-            if torch.isnan(self.log_average):
-                self.log_average.copy_(log_mean)
+            before = torch.where(self.log_average.isnan(), log_mean, self.log_average)
             rate = torch.as_tensor(self.ema_rate, dtype=log_mean.dtype, device=log_mean.device)
-            self.log_average.copy_(torch.logaddexp(torch.log1p(-rate) + self.log_average, torch.log(rate) + log_mean))
+            self.log_average.copy_(torch.logaddexp(torch.log1p(-rate) + before, torch.log(rate) + log_mean))
             scale = torch.exp(log_mean - self.log_average)  # at most 1 / ema_rate
         surrogate = joint - scale * log_mean
         return surrogate + (estimate - surrogate).detach()
@@ -242,15 +271,15 @@ class MINELoss(nn.Module):
         Args:
             optimizer: an optimizer of this module's parameters.
             x: features `(B, x_dim)`; no gradient reaches them.
-            z: features `(B, z_dim)`.
+            z: features `(B, z_dim)`, or `(B, N, z_dim)` with ``num_blocks``.
             condition: class indices `(B,)`, only when ``conditional``.
 
         Returns:
-            the estimate in nats before the step, a detached scalar.
+            the estimate in nats before the step, detached: a scalar, or `(N,)` with ``num_blocks``.
         """
         optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
             estimate = self(x.detach(), z.detach(), condition)
-            (-estimate).backward()
+            (-estimate.sum()).backward()
         optimizer.step()
         return estimate.detach()

@@ -111,6 +111,76 @@ class TestConditional:
         assert all(torch.equal(a, b) for a, b in zip(before, loss.parameters()))
 
 
+class TestBlocks:
+    """Several z at once are what an estimator for each would give."""
+
+    @staticmethod
+    def alone(loss, block):
+        """An estimator of one z with the weights of a block."""
+        options = {"conditional": loss.conditional, "standardize": loss.standardize, "ema_rate": loss.ema_rate}
+        single = MINELoss(loss.x_dim, loss.z_dim, hidden=(6, 5), negatives=loss.negatives, **options)
+        state = {name: value[block : block + 1] for name, value in loss.state_dict().items() if "class" not in name}
+        if loss.conditional:
+            state["class_layer.weight"] = loss.class_layer.weight.detach().unflatten(1, (loss.num_blocks, -1))[:, block]
+        single.load_state_dict(state)
+        return single
+
+    @pytest.mark.parametrize("standardize", [False, True])
+    @pytest.mark.parametrize("conditional", [False, True])
+    def test_values_and_gradients(self, conditional, standardize):
+        torch.manual_seed(0)
+        options = {"conditional": conditional, "standardize": standardize, "hidden": (6, 5)}
+        loss = MINELoss(2, 3, num_blocks=3, negatives=20, **options)  # all partners: nothing is drawn
+        x, z, weights = torch.randn(12, 2), torch.randn(12, 3, 3), torch.tensor([1.0, -2.0, 0.5])
+        y = torch.tensor([0, 1] * 5 + [0, 0]) if conditional else None
+        x.requires_grad_(), z.requires_grad_()
+        singles = [self.alone(loss, block) for block in range(3)]
+        values = loss(x, z, y)
+        expected = torch.stack([single(x, z[:, block], y) for block, single in enumerate(singles)])
+        torch.testing.assert_close(values, expected)
+        slopes, wanted = (torch.autograd.grad((weights * terms).sum(), (x, z)) for terms in (values, expected))
+        torch.testing.assert_close(slopes, wanted, atol=1e-6, rtol=1e-4)
+        (weights * loss(x, z, y)).sum().backward()
+        for block, (single, weight) in enumerate(zip(singles, weights)):
+            single.zero_grad()
+            (weight * single(x.detach(), z[:, block].detach(), y)).backward()
+            for name, part in (("x_layer", "weight"), ("z_layer", "weight"), ("x_layer", "bias")):
+                whole, own = (getattr(getattr(module, name), part).grad for module in (loss, single))
+                torch.testing.assert_close(whole[block : block + 1], own, atol=1e-6, rtol=1e-4)
+
+    def test_each_keeps_its_own_average(self):
+        torch.manual_seed(0)
+        loss = MINELoss(2, 2, hidden=(6, 5), num_blocks=2, negatives=20, ema_rate=0.5)
+        singles = [self.alone(loss, block) for block in range(2)]
+        for scale in (1.0, 3.0):
+            x, z = scale * torch.randn(9, 2), torch.randn(9, 2, 2)
+            loss(x, z)
+            for block, single in enumerate(singles):
+                single(x, z[:, block])
+                assert loss.log_average[block].item() == pytest.approx(single.log_average.item(), abs=1e-6)
+
+    def test_a_step_trains_all(self):
+        torch.manual_seed(0)
+        loss = MINELoss(2, 2, num_blocks=2, conditional=True)
+        optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
+        before = [p.detach().clone() for p in loss.parameters()]
+        values = loss.update_estimator(optimizer, torch.randn(16, 2), torch.randn(16, 2, 2), torch.arange(16) % 2)
+        assert values.shape == (2,) and not values.requires_grad
+        assert all(bool((a != b).flatten(1).any(1).all()) for a, b in zip(before, loss.parameters()))
+
+    def test_they_share_the_partners(self):
+        torch.manual_seed(0)
+        loss = MINELoss(2, 2, num_blocks=2, negatives=1)
+        loss.load_state_dict({k: v[:1].expand_as(v).clone() for k, v in loss.state_dict().items()})
+        z = torch.randn(32, 2)
+        first, second = loss(torch.randn(32, 2), torch.stack([z, z], dim=1))
+        assert first.item() == second.item()
+
+    def test_no_pair_at_all(self):
+        value = MINELoss(2, 2, conditional=True, num_blocks=2)(torch.randn(2, 2), torch.randn(2, 2, 2), torch.arange(2))
+        assert value.tolist() == [0.0, 0.0]
+
+
 class RecordSizes(TorchDispatchMode):
     """The largest number of rows and of bytes of any tensor that is made."""
 
@@ -182,6 +252,11 @@ class TestProductPartners:
 
 
 class TestDonskerVaradhan:
+    def test_several_at_once(self):
+        joint, product = torch.randn(4, 7), torch.randn(4, 3, 7)
+        expected = torch.stack([donsker_varadhan(*parts) for parts in zip(joint, product)])
+        torch.testing.assert_close(donsker_varadhan(joint, product, batch_dims=1), expected)
+
     def test_closed_form(self):
         rng = np.random.default_rng(0)
         joint, product = rng.normal(size=7), rng.normal(size=(3, 7))
@@ -284,7 +359,7 @@ class TestMovingAverage:
             hidden = loss.eval()  # evaluation neither reads nor moves the average
             torch.manual_seed(1)
             value = hidden(x, x)
-            joint = loss.layers(loss.x_layer(self.standard(x)) + loss.z_layer(self.standard(x))).mean()
+            joint = loss.layers(loss.x_layer(self.standard(x)[None]) + loss.z_layer(self.standard(x)[None])).mean()
             mean_exp = (joint - value).exp().item()
             expected = mean_exp if expected is None else 0.75 * expected + 0.25 * mean_exp
             loss.train()(x, x)
@@ -350,6 +425,7 @@ def test_three_lines_in_any_training_loop():
         ({"hidden": ()}, r"hidden must name at least one layer of width 1 or more, got \(\)"),
         ({"hidden": (8, 0)}, r"hidden must name at least one layer of width 1 or more, got \(8, 0\)"),
         ({"ema_rate": 1.5}, r"ema_rate must lie in \[0, 1\], got 1.5"),
+        ({"num_blocks": 0}, "num_blocks must be 1 or more, got 0"),
     ],
 )
 def test_options_out_of_range(options, message):
@@ -375,6 +451,11 @@ def test_options_out_of_range(options, message):
 def test_wrong_inputs(conditional, x, z, condition, message):
     with pytest.raises(ValueError, match=message):
         MINELoss(2, 2, conditional=conditional)(torch.zeros(x), torch.zeros(z), condition)
+
+
+def test_blocks_that_are_not_there():
+    with pytest.raises(ValueError, match=r"z must have shape \(4, 2, 3\), got \(4, 3\)"):
+        MINELoss(2, 3, num_blocks=2)(torch.zeros(4, 2), torch.zeros(4, 3))
 
 
 @pytest.mark.parametrize("conditional", [False, True])
