@@ -13,7 +13,6 @@ one learning rate on the same data: mean error and standard deviation of the las
 from __future__ import annotations
 
 import math
-import multiprocessing
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import interleaved, peak_megabytes
+from benchmarks.timing import FRESH, interleaved, peak_megabytes
 from monai_mimmx.data.cache import _available_memory
 from monai_mimmx.engines import reuse_freed_memory
 from monai_mimmx.losses import MINELoss
@@ -138,7 +137,7 @@ def measure_cost(sizes: tuple[tuple[int, int], ...], repeats: int = 5, device: s
         fits = available is None or factors * _bytes(batch) < 0.9 * available
         forms = [form for form in FORMS if fits or form != "literature"]
         # The literature's form takes most of the memory there is: what one size leaves in pieces the next would lack.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(1, FRESH) as pool:
             each = pool.submit(_time, batch, factors, forms, repeats, torch.get_num_threads(), device).result()
         row: dict[str, Any] = {"batch": batch, "factors": factors}
         row |= {f"{form}_milliseconds": 1000 * value for form, value in each.items()}

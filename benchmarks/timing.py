@@ -13,6 +13,10 @@ from typing import Any
 
 import torch
 
+FRESH = multiprocessing.get_context("forkserver")
+"""Starts processes that have imported the package and computed nothing."""
+FRESH.set_forkserver_preload(["monai_mimmx"])
+
 
 def wait_for_gpu() -> None:
     """Return when the GPU has done what it was asked for; at once where none is in use."""
@@ -83,9 +87,8 @@ def peak_megabytes(make: Callable[..., Callable[[], Any]], *arguments: Any, **op
     Raises:
         RuntimeError: the process ended without an answer, most likely for want of memory.
     """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(sender, make, arguments, options, torch.get_num_threads()))
+    receiver, sender = FRESH.Pipe(duplex=False)
+    process = FRESH.Process(target=_measure, args=(sender, make, arguments, options, torch.get_num_threads()))
     process.start()
     sender.close()
     try:

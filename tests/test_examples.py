@@ -38,8 +38,8 @@ def test_toy_images_agree_as_often_as_asked():
 def test_balanced_batches_and_mutual_information_halve_the_gap(name):
     """By the mean over seeds: a single one differs between machines and versions."""
     train = __import__(name).train
-    val, inv = np.mean([train(0.0, balanced=False, seed=seed) for seed in range(3)], axis=0)
-    val_mi, inv_mi = np.mean([train(1.0, seed=seed) for seed in range(3)], axis=0)
+    val, inv = np.mean([train(0.0, balanced=False, seed=seed) for seed in range(2)], axis=0)
+    val_mi, inv_mi = np.mean([train(1.0, seed=seed) for seed in range(2)], axis=0)
     assert val - inv > 0.15 and val_mi > val - 0.05
     assert abs(val_mi - inv_mi) < 0.6 * (val - inv) and inv_mi > inv + 0.1
 

@@ -4,6 +4,14 @@ import os
 
 import pytest
 
+from monai_mimmx.evaluation import ExperimentEvaluation
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    """They take most of a tiny run's time: only `runs.train(.., pictures=True)` and other processes draw them."""
+    monkeypatch.setattr(ExperimentEvaluation, "_figures", lambda *_: {})
+
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):

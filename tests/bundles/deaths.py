@@ -36,9 +36,7 @@ PLACES = {
 }
 """What is counted, by name: a death "at step 3" comes as that call begins."""
 
-# Children of a process that has imported all this and computed nothing: they start at once, and no thread is torn.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["monai.bundle", "monai_mimmx", "tensorboard", "matplotlib.pyplot", "sklearn.manifold"])
 
 
 def live(bundle, folders, output, log, at, more):

@@ -13,6 +13,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from monai_mimmx.data.fashion_mnist import DEFAULT_SOURCE
+from monai_mimmx.evaluation import ExperimentEvaluation
 
 ROOT = Path(__file__).parents[2] / "bundles"
 BUNDLES = [
@@ -27,6 +28,7 @@ BUNDLES = [
     "pleural_effusion_natural",
 ]
 NAMES = ["brain_age", "fashion_mnist", "pleural_effusion", "pleural_effusion_natural"]
+FIGURES = ExperimentEvaluation._figures
 TINY = {
     "cohort_scale": 0.02,
     "image_size": 32,
@@ -90,6 +92,9 @@ def torchrun(bundle, processes, given):
     return done
 
 
-def train(bundle, folders, output, **more):
-    workflow(bundle, "train", **options(bundle, folders, output, **more)).run()
+def train(bundle, folders, output, *, pictures=False, **more):
+    with pytest.MonkeyPatch.context() as patch:
+        if pictures:
+            patch.setattr(ExperimentEvaluation, "_figures", FIGURES)
+        workflow(bundle, "train", **options(bundle, folders, output, **more)).run()
     return json.loads((output / "metrics.json").read_text())

@@ -40,7 +40,7 @@ def trained(folders, tmp_path_factory):
     def get(bundle):
         if bundle not in done:
             output = tmp_path_factory.mktemp(bundle)
-            done[bundle] = output, train(bundle, folders, output)
+            done[bundle] = output, train(bundle, folders, output, pictures=True)
         return done[bundle]
 
     return get

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import multiprocessing
 import re
 import shlex
 import subprocess
@@ -119,19 +120,16 @@ def test_a_cell_that_cannot_be_started_is_recorded_too(bundle):
 
 
 def test_a_killed_comparison_goes_on_without_starting_its_orphan_again(bundle):
-    script = (
-        "from pathlib import Path; from monai_mimmx.comparison import *\n"
-        f"execute_runs(plan_runs({str(bundle)!r}, method_options(['baseline']), seeds=[0], options={{'wait': 6}}, "
-        f"output_dir={str(bundle.parent / 'out')!r}), progress=False)"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", script])
     made = runs(bundle, "baseline", options={"wait": 6})
+    server = multiprocessing.get_context("forkserver")
+    parent = server.Process(target=execute_runs, args=(made,), kwargs={"progress": False})
+    parent.start()
     while not (made[0].folder / "log.txt").exists():
         time.sleep(0.1)
-        assert parent.poll() is None
+        assert parent.is_alive()
     time.sleep(0.3)
     parent.kill()
-    parent.wait()
+    parent.join()
     assert execute_runs(made, progress=False, report=lambda line: None)["elsewhere"] == 1
     deadline = time.monotonic() + 300  # a busy machine is slow to start a process
     while not made[0].is_finished and time.monotonic() < deadline:

@@ -642,7 +642,7 @@ class InGroup(MIMMXTrainer):
 
 @pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without torch.distributed")
 def test_two_processes_keep_the_same_weights(tmp_path):
-    torch.multiprocessing.spawn(train_in_process_group, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(train_in_process_group, (str(tmp_path),), 2, start_method="forkserver")
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert equal(first["network"], second["network"]) and equal(first["dependence"], second["dependence"])
     assert torch.equal(first["gamma"], second["gamma"]) and torch.equal(first["mi"], second["mi"])
@@ -729,7 +729,7 @@ def test_two_processes_train_as_one_does_on_the_joint_batch(tmp_path):
     The gradients of a step agree to 1e-4, and so do weights, estimator and MI after 16 steps with Dynamic Loss Scaling,
     whose factors follow from the losses averaged over the processes.
     """
-    torch.multiprocessing.spawn(steps_in_process_group, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(steps_in_process_group, (str(tmp_path),), 2, start_method="forkserver")
     for name, options in TRAININGS.items():
         more = {key: value for key, value in options.items() if key != "count"}
         alone = train_blocks(joint_batches(options["count"]), wrap=False, **more)

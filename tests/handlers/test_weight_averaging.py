@@ -174,7 +174,7 @@ def statistics_in_process_group(rank, folder):
 
 @pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without torch.distributed")
 def test_two_processes_share_the_statistics_of_all_batches(tmp_path):
-    torch.multiprocessing.spawn(statistics_in_process_group, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(statistics_in_process_group, (str(tmp_path),), 2, start_method="forkserver")
     alone = make_averaging(make_network(), make_batches(6), num_batches=6)
     alone.update_statistics()
     for rank in (0, 1):

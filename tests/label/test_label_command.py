@@ -74,5 +74,6 @@ def test_without_monai_label_the_command_says_what_to_install(monkeypatch, tmp_p
 
 
 def test_the_package_does_not_import_monai_label():
+    pytest.importorskip("monailabel")
     code = "import sys, monai_mimmx.__main__; print([name for name in sys.modules if name.startswith('monailabel')])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

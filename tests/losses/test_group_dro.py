@@ -108,7 +108,7 @@ def joint_batches():
 
 @pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without torch.distributed")
 def test_two_processes_are_one_with_the_joint_batch(tmp_path):
-    torch.multiprocessing.spawn(half_of_the_batches, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(half_of_the_batches, (str(tmp_path),), 2, start_method="forkserver")
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     alone = GroupDROCrossEntropy(CLASSES, step_size=0.5)
     for step, (logits, labels) in enumerate(joint_batches()):
