@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a user gets without a checkout: the sdist, the wheel made of it, and a bundle copied from it that trains."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -40,7 +41,14 @@ def built(tmp_path_factory):
     """The sdist and the wheel."""
     pytest.importorskip("setuptools", minversion="77", reason="the package is built by setuptools 77 or later")
     folder = tmp_path_factory.mktemp("built")
-    run(sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})", cwd=ROOT)
+    with open(tmp_path_factory.getbasetemp().parent / "build.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # setuptools works in the checkout, which the processes of pytest-xdist share
+        run(
+            sys.executable,
+            "-c",
+            f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})",
+            cwd=ROOT,
+        )
     (sdist,) = folder.glob("*.tar.gz")
     pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(folder))
     run(*pip, str(sdist), cwd=folder)
