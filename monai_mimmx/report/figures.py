@@ -330,7 +330,9 @@ def gap_figure(
     ax.set_yticks(range(len(methods)), [_label(method, 24) for method in methods])
     ax.set_ylim(len(methods) - 0.5, -0.6)
     low, high = ax.get_xlim()
-    ax.set_xlim(min(low, high - 10), high)  # small differences are to look small
+    half = max(high - low, 10) / 2  # small differences are to look small
+    middle = min((low + high) / 2, 102 - half)
+    ax.set_xlim(middle - half, middle + half)
     ax.set_xlabel("accuracy of y (%)", fontsize=SMALL)
     _plain(ax)
     ax.grid(axis="x", alpha=0.3)

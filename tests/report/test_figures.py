@@ -152,6 +152,19 @@ def test_probe_numbers_stand_in_row_and_column():
     assert "none" in texts_of(probe_figure(PROBES))
 
 
+@pytest.mark.parametrize("values", [(0.94, 0.932, 0.937), (1.0, 1.0, 1.0), (1.0, 0.02, 0.5), (0.03, 0.0, 0.01)])
+def test_marks_of_gaps_are_whole(values):
+    figure = gap_figure({"a": {name: [value] for name, value in zip(("val", "inv", "bal"), values)}})
+    FigureCanvasAgg(figure).draw()
+    (ax,) = figure.axes
+    low, high = ax.get_xlim()
+    assert high - low >= 10  # small differences look small
+    radius = 4.0 / 72 * figure.dpi  # of a mark of 55 square points
+    for value in values:
+        place = ax.transData.transform((100 * value, 0))[0]
+        assert ax.bbox.x0 + radius < place < ax.bbox.x1 - radius
+
+
 def test_gap_lies_between_val_and_inv():
     figure = gap_figure(
         {"a": {"val": [0.9, 0.8], "inv": [0.3, 0.5], "bal": [0.6, 0.6]}}, {"a": {"val": [0.7], "inv": [0.1]}}
