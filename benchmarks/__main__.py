@@ -26,6 +26,7 @@ import monai
 import torch
 
 from benchmarks.readme import format_evidence, with_section
+from benchmarks.timing import FRESH
 from monai_mimmx.engines import reuse_freed_memory
 from monai_mimmx.files import write_json, write_text
 from monai_mimmx.report.page import markdown_table
@@ -248,6 +249,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output_dir", type=Path, default=HERE)
     options = parser.parse_args()
+    FRESH.set_forkserver_preload(["monai_mimmx"])
     on_gpu, known_names = options.device == "cuda", ON_GPU if options.device == "cuda" else NAMES
     names = known_names if options.only is None else options.only
     if wrong := [name for name in names if name not in known_names]:

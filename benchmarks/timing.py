@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 FRESH = multiprocessing.get_context("forkserver")
-"""Starts processes that have imported the package and computed nothing."""
-FRESH.set_forkserver_preload(["monai_mimmx"])
+"""Starts processes from one that has computed nothing."""
 
 
 def wait_for_gpu() -> None:

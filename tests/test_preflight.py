@@ -596,22 +596,25 @@ def test_check_only_ends_without_a_trace(study, capsys):
     assert "nothing is wrong" in printed and "headers of all images read" in printed and "P(sex=age_group)" in printed
 
 
-def test_check_only_tells_a_scheduler_by_its_status(study):
+@pytest.mark.parametrize(("n_b", "status"), [(6, 0), (0, 1)])
+def test_check_only_tells_a_scheduler_by_its_status(study, n_b, status):
     root = bundle_folders()["brain_age"]
     given = {
         "bundle_root": root,
         "dataset_dir": study,
         "output_dir": study / "output",
         "check_only": "true",
-        "n_b": 0,
+        "n_b": n_b,
     }
     words = ["-m", "monai.bundle", "run", "--config_file", root / "configs/train.json"]
     words += [word for name, value in given.items() for word in (f"--{name}", value)]
     words += [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
     ended = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 1, ended.stderr
-    assert "nothing is wrong" not in ended.stdout and not (study / "output").exists()
-    assert "n_b, the estimator steps per encoder batch, must be 1 or more, got 0" in ended.stderr
+    assert ended.returncode == status, ended.stderr
+    assert ("nothing is wrong" in ended.stdout) is (status == 0)
+    cause = "n_b, the estimator steps per encoder batch, must be 1 or more, got 0."
+    assert (ended.stderr.splitlines()[-1:] == [cause]) is (status == 1)
+    assert not (study / "output").exists()
 
 
 def test_a_run_from_elsewhere_is_told_of_the_bundle_s_folder_and_of_nothing_else(study, monkeypatch):

@@ -7,9 +7,9 @@ import pytest
 from monai_mimmx.evaluation import ExperimentEvaluation
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def without_pictures(monkeypatch):
-    """They take most of a tiny run's time: only `runs.train(.., pictures=True)` and other processes draw them."""
+    """They take most of a tiny run's time: of this process only `runs.train(.., pictures=True)` draws them."""
     monkeypatch.setattr(ExperimentEvaluation, "_figures", lambda *_: {})
 
 

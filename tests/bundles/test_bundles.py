@@ -25,6 +25,7 @@ from monai_mimmx.evaluation.protocol import source_commit
 from monai_mimmx.handlers import RobustAccuracy, read_history
 from monai_mimmx.report import final_table
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
 IMAGES = (".nii", ".png", ".jpg")
 
 
@@ -274,7 +275,7 @@ def test_inference_writes_probabilities_and_attention(bundle, trained, folders, 
 @pytest.mark.parametrize("method", ["baseline", "rebalance", "groupdro", "dfr", "mimm", "dcor", "mmd", "adversarial"])
 def test_every_method_runs(method, folders, tmp_path):
     more = {"agreement": 0.6} if method == "dfr" else {}  # which needs two images in every cell of the select subset
-    metrics = train("brain_age", folders, tmp_path, method=method, epochs=1, **more)
+    metrics = train("brain_age", folders, tmp_path, method=method, epochs=1, pictures=True, **more)
     assert metrics["method"] == method
 
 
@@ -289,7 +290,7 @@ def test_every_method_runs(method, folders, tmp_path):
     ],
 )
 def test_options_run(more, folders, tmp_path):
-    assert train("brain_age", folders, tmp_path, epochs=1, n_b=2, **more)["epochs"] == 1
+    assert train("brain_age", folders, tmp_path, epochs=1, n_b=2, pictures=True, **more)["epochs"] == 1
 
 
 @pytest.mark.parametrize("bundle", NAMES)
@@ -333,7 +334,7 @@ def test_a_volume_looks_the_same_whatever_its_orientation_in_the_file(bundle, sp
 
 
 def test_whole_volumes_train(folders, tmp_path):
-    metrics = train("brain_age", folders, tmp_path, epochs=1, spatial_dims=3, image_size=24)
+    metrics = train("brain_age", folders, tmp_path, epochs=1, pictures=True, spatial_dims=3, image_size=24)
     assert metrics["epochs"] == 1
 
 

@@ -11,7 +11,7 @@ import pytest
 from deaths import run
 from runs import options, results, workflow
 
-KILLS = int(os.environ.get("MIMMX_KILLS", "2"))
+KILLS = int(os.environ.get("MIMMX_KILLS", "3"))
 """Deaths per bundle; the suite has time for few."""
 SEED = int(os.environ.get("MIMMX_SEED", random.randrange(10**6)))
 """Of their places: another one each time, printed by a test that fails."""

@@ -33,7 +33,7 @@ def slope(loss, x, z, **kwargs):
     return value.detach(), x.grad, z.grad, [p.grad for p in loss.parameters()]
 
 
-@pytest.mark.parametrize(("information", "steps"), [(0.0, 800), (0.288, 1200), (1.661, 2000), (3.917, 2000)])
+@pytest.mark.parametrize(("information", "steps"), [(0.0, 800), (0.288, 1200), (1.661, 3000), (3.917, 3000)])
 def test_gaussians_of_known_information(information, steps):
     torch.manual_seed(0)
     values = estimates(MINELoss(2, 2), lambda: gaussian_pair(information), steps)
