@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from monai_mimmx.transforms.batch_random import RandBatch
@@ -13,39 +15,29 @@ from monai_mimmx.transforms.batch_random import RandBatch
 _FIELD_SIZE = 2**18
 
 
-def shift_image(image: torch.Tensor, shift: tuple[int, ...], *, out: torch.Tensor | None = None) -> torch.Tensor:
+def shift_image(image: np.ndarray, shift: Sequence[int], out: np.ndarray) -> None:
     """Shift an image by whole pixels; what moves in is the nearest edge.
 
     Args:
         image: `(C, *spatial)`.
         shift: pixels per spatial axis, positive towards higher indices; at least one pixel of each axis stays inside.
-        out: where the result goes, not the image itself; None: a new tensor.
-
-    Returns:
-        `(C, *spatial)` with `out[c, i] = image[c, clip(i - shift)]`.
-
-    Raises:
-        ValueError: as many shifts as spatial axes are expected, each smaller than its axis.
+        out: where `image[c, clip(i - shift)]` goes, another array of the same shape.
 
     Example:
-        >>> shift_image(torch.tensor([[1.0, 2.0, 3.0]]), (1,)).tolist()
+        >>> out = np.empty((1, 3))
+        >>> shift_image(np.array([[1.0, 2.0, 3.0]]), (1,), out)
+        >>> out.tolist()
         [[1.0, 1.0, 2.0]]
     """
-    if len(shift) != image.ndim - 1 or any(abs(s) >= n for s, n in zip(shift, image.shape[1:], strict=False)):
-        raise ValueError(f"expected a shift below each of the spatial sizes {tuple(image.shape[1:])}, got {shift}")
-    out = torch.empty_like(image) if out is None else out
     source = tuple(slice(max(-s, 0), n - max(s, 0)) for s, n in zip(shift, image.shape[1:], strict=True))
     target = tuple(slice(max(s, 0), n + min(s, 0)) for s, n in zip(shift, image.shape[1:], strict=True))
     out[(slice(None), *target)] = image[(slice(None), *source)]
     for axis, s in enumerate(shift, start=1):
-        size = image.shape[axis]
+        along = out.swapaxes(0, axis)
         if s > 0:
-            out.narrow(axis, 0, s).copy_(out.narrow(axis, s, 1).expand_as(out.narrow(axis, 0, s)))
+            along[:s] = along[s]
         elif s < 0:
-            out.narrow(axis, size + s, -s).copy_(
-                out.narrow(axis, size + s - 1, 1).expand_as(out.narrow(axis, size + s, -s))
-            )
-    return out
+            along[s:] = along[s - 1]
 
 
 class RandBatchAugment(RandBatch):
@@ -152,15 +144,16 @@ class _Draws(NamedTuple):
 
 
 def _one_by_one(batch: torch.Tensor, draws: _Draws, flip_axis: int) -> torch.Tensor:
-    """For a processor: one sample at a time stays in its cache."""
+    """For a processor: one sample at a time stays in its cache, and views cost NumPy the least."""
     out = torch.empty_like(batch, memory_format=torch.contiguous_format)
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[batch.element_size()]  # NumPy has no bfloat16
+    images, shifted = batch.detach().view(bits).numpy(), out.view(bits).numpy()
     shifts, flips = draws.shifts.tolist(), draws.flips.tolist()
     gains = None if draws.gains is None else draws.gains.tolist()
     noise = None if draws.noise is None else (draws.noise[0], draws.noise[1].tolist(), draws.noise[2].tolist())
-    for index, (image, new) in enumerate(zip(batch, out, strict=True)):
-        if flips[index]:
-            image = image.flip(1 + flip_axis)
-        shift_image(image, tuple(shifts[index]), out=new)
+    for index, new in enumerate(out):
+        image = np.flip(images[index], 1 + flip_axis) if flips[index] else images[index]
+        shift_image(image, shifts[index], shifted[index])
         if gains is not None:
             new.mul_(gains[index])
         if noise is not None:
