@@ -141,9 +141,17 @@ def _switches(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
 
 
 def _processes(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
-    faster = {row["processes"]: _cell(row["times_faster"]) for row in groups["processes"]}
-    limit = f"{faster['two apart']} times for two that know nothing of each other: what the machine gives"
-    return [["Two processes, as large a joint batch", f"{faster['two']} times as fast as one ({limit})"]]
+    bundles: dict[str, dict[str, str]] = {}
+    for row in groups["processes"]:
+        bundles.setdefault(row["bundle"], {})[row["processes"]] = _cell(row["times_faster"])
+    return [
+        [
+            f"Two processes, as large a joint batch, `{bundle}`",
+            f"{faster['two']} times as fast as one ({faster['two apart']} times for two that know nothing of each "
+            "other: what the machine gives)",
+        ]
+        for bundle, faster in bundles.items()
+    ]
 
 
 def _table_to_splits(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:

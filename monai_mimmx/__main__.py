@@ -8,6 +8,7 @@ import argparse
 import ast
 import json
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -205,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         for told in dict.fromkeys(f"{' and '.join(run.aliases)}: as {run.name} here" for run in runs if run.aliases):
             print(f"{told}, trained once", flush=True)
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the runs on the way out
         counts = execute_runs(runs, jobs=options.jobs)
         tables, page = _write(options.output_dir)
         print(f"\n{tables}\n\nreport: {page}")

@@ -76,7 +76,8 @@ def test_each_is_summed_up_in_the_readme():
 
 def test_processes_stand_beside_what_the_machine_gives():
     rows = [
-        {"processes": name, "times_faster": value} for name, value in (("one", 1), ("two", 1.5), ("two apart", 1.75))
+        {"bundle": "brain_age", "processes": name, "times_faster": value}
+        for name, value in (("one", 1), ("two", 1.5), ("two apart", 1.75))
     ]
     machine = dict.fromkeys(("processor", "cores", "torch", "monai", "python"), "x") | {"threads": 1}
     summary = format_summary({"machine": machine, "load": {}, "benchmarks": {"processes": {"processes": rows}}})

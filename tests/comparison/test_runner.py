@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -135,6 +136,23 @@ def test_a_killed_comparison_goes_on_without_starting_its_orphan_again(bundle):
     while not made[0].is_finished and time.monotonic() < deadline:
         time.sleep(0.2)
     assert execute_runs(made, progress=False)["skipped"] == 1
+
+
+def test_a_terminated_comparison_ends_its_runs_too(bundle):
+    made = runs(bundle, "baseline", options={"wait": 600})
+    arguments = ["compare", "--bundle", str(bundle), "--methods", "baseline", "--seeds", "1"]
+    arguments += ["--output_dir", str(bundle.parent / "out"), "--", "--wait", "600"]
+    parent = multiprocessing.get_context("forkserver").Process(target=main, args=(arguments,))
+    parent.start()
+    while not (made[0].folder / "log.txt").exists():
+        time.sleep(0.1)
+        assert parent.is_alive()
+    time.sleep(0.3)
+    parent.terminate()
+    parent.join(300)
+    assert parent.exitcode == 128 + signal.SIGTERM
+    assert not runner.is_running(made[0]) and not made[0].is_finished
+    assert json.loads((made[0].folder / "error.json").read_text())["status"] == -signal.SIGTERM
 
 
 def test_what_another_process_finished_meanwhile_is_not_run_again(bundle):
