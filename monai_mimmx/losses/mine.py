@@ -69,15 +69,14 @@ def product_partners(
         offsets = torch.randperm(batch_size - 1, device=device)[:negatives] + 1
         keep = torch.arange(batch_size if batch_size > 1 else 0, device=device)
         return keep, (keep + offsets[:, None]) % batch_size
-    order = condition.argsort(stable=True)
-    _, group, sizes = condition[order].unique_consecutive(return_inverse=True, return_counts=True)
-    start, size = (sizes.cumsum(0) - sizes)[group], sizes[group]
-    position = torch.arange(batch_size, device=condition.device) - start
-    paired = size > 1
-    start, size, position = start[paired], size[paired], position[paired]
+    ordered, order = condition.sort(stable=True)
+    start = torch.searchsorted(ordered, ordered)
+    size = torch.searchsorted(ordered, ordered, right=True) - start
+    paired = (size > 1).nonzero()[:, 0]  # once: a GPU is waited for here
+    start, size = start[paired], size[paired]
     offsets = torch.randperm(batch_size - 1, device=condition.device)[:negatives]
     shift = 1 + offsets[:, None] % (size - 1)
-    return order[paired], order[start + (position + shift) % size]
+    return order[paired], order[start + (paired - start + shift) % size]
 
 
 class _LinearPerBlock(nn.Module):
