@@ -7,5 +7,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["monai_mimmx*"]), "monai_mimmx.bundles"],
     package_dir={"monai_mimmx.bundles": "bundles"},
-    package_data={"monai_mimmx.bundles": ["*/LICENSE", "*/configs/*", "*/docs/*", "*/docs/quick/*"]},
+    package_data={"monai_mimmx.bundles": ["*/LICENSE", "*/configs/*", "*/docs/**"]},
 )
