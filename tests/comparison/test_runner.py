@@ -120,15 +120,20 @@ def test_a_cell_that_cannot_be_started_is_recorded_too(bundle):
     assert error["lines"] == ["it could not be started: [Errno 2] No such file or directory: '/no/such/python'"]
 
 
-def test_a_killed_comparison_goes_on_without_starting_its_orphan_again(bundle):
-    made = runs(bundle, "baseline", options={"wait": 6})
-    server = multiprocessing.get_context("forkserver")
-    parent = server.Process(target=execute_runs, args=(made,), kwargs={"progress": False})
+def begun(run, target, *arguments, **more):
+    """A process of a comparison that has begun with the run."""
+    parent = multiprocessing.get_context("forkserver").Process(target=target, args=arguments, kwargs=more)
     parent.start()
-    while not (made[0].folder / "log.txt").exists():
+    while not (run.folder / "log.txt").exists():
         time.sleep(0.1)
         assert parent.is_alive()
     time.sleep(0.3)
+    return parent
+
+
+def test_a_killed_comparison_goes_on_without_starting_its_orphan_again(bundle):
+    made = runs(bundle, "baseline", options={"wait": 6})
+    parent = begun(made[0], execute_runs, made, progress=False)
     parent.kill()
     parent.join()
     assert execute_runs(made, progress=False, report=lambda line: None)["elsewhere"] == 1
@@ -142,12 +147,7 @@ def test_a_terminated_comparison_ends_its_runs_too(bundle):
     made = runs(bundle, "baseline", options={"wait": 600})
     arguments = ["compare", "--bundle", str(bundle), "--methods", "baseline", "--seeds", "1"]
     arguments += ["--output_dir", str(bundle.parent / "out"), "--", "--wait", "600"]
-    parent = multiprocessing.get_context("forkserver").Process(target=main, args=(arguments,))
-    parent.start()
-    while not (made[0].folder / "log.txt").exists():
-        time.sleep(0.1)
-        assert parent.is_alive()
-    time.sleep(0.3)
+    parent = begun(made[0], main, arguments)
     parent.terminate()
     parent.join(300)
     assert parent.exitcode == 128 + signal.SIGTERM
