@@ -108,7 +108,10 @@ def _mine_update(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
                 ("literature", "literature"),
             )
         )
-        what = f"Estimate of {row['true_nats']:.3f} nats, bias ± spread (B = {row['batch']}, {row['updates']} updates)"
+        what = (
+            f"Estimate of {row['true_nats']:.3f} nats, bias ± spread (B = {row['batch']}, {row['updates']} updates at "
+            f"{row['learning_rate']:g}, {row['seeds']} seed(s))"
+        )
         lines.append([what, values])
     return lines
 

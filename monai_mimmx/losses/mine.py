@@ -80,12 +80,16 @@ def product_partners(
 
 
 class _LinearPerBlock(nn.Module):
-    """Linear layers side by side, from `(blocks, M, inputs)` to `(blocks, M, outputs)`; they start as nn.Linear does."""
+    """
+    Linear layers side by side, from `(blocks, M, inputs)` to `(blocks, M, outputs)`.
 
-    def __init__(self, blocks: int, inputs: int, outputs: int, *, bias: bool = True) -> None:
+    They start as nn.Linear does, the weights times ``gain``.
+    """
+
+    def __init__(self, blocks: int, inputs: int, outputs: int, *, bias: bool = True, gain: float = 1.0) -> None:
         super().__init__()
         bound = 1 / math.sqrt(inputs)
-        self.weight = nn.Parameter(torch.empty(blocks, inputs, outputs).uniform_(-bound, bound))
+        self.weight = nn.Parameter(torch.empty(blocks, inputs, outputs).uniform_(-gain * bound, gain * bound))
         self.bias = nn.Parameter(torch.empty(blocks, 1, outputs).uniform_(-bound, bound)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,8 +180,9 @@ class MINELoss(nn.Module):
         self.standardize, self.ema_rate = standardize, ema_rate
         self.num_blocks = num_blocks
         blocks = num_blocks or 1
-        self.x_layer = _LinearPerBlock(blocks, x_dim, hidden[0])
-        self.z_layer = _LinearPerBlock(blocks, z_dim, hidden[0], bias=False)
+        # Next to weights of full size the biases would leave most kinks near the mean of x and z, and T learns slower.
+        self.x_layer = _LinearPerBlock(blocks, x_dim, hidden[0], gain=0.5)
+        self.z_layer = _LinearPerBlock(blocks, z_dim, hidden[0], bias=False, gain=0.5)
         self.class_layer = nn.Embedding(num_classes, blocks * hidden[0]) if conditional else None
         layers: list[nn.Module] = []
         for width, next_width in zip(hidden, [*hidden[1:], 1], strict=True):
