@@ -206,11 +206,14 @@ def test_a_resumed_training_keeps_a_better_model(folders, tmp_path, monkeypatch)
     assert (tmp_path / "models/model.pt").read_bytes() == best
 
 
-def test_the_refinement_leaves_the_encoder_as_it_is(folders, tmp_path):
+@pytest.mark.parametrize(
+    ("bundle", "more"),
+    [("brain_age", {"epochs": 1}), ("pleural_effusion", {"network_def#encoder": "four_conv"})],
+)
+def test_the_refinement_leaves_the_encoder_as_it_is(bundle, more, folders, tmp_path):
     """The epochs after the encoder's change projection and heads only, count on, and can be switched off."""
-    more = {"network_def#encoder": "four_conv", "method": "rebalance"}
-    plain = train("pleural_effusion", folders, tmp_path / "plain", refine_epochs=0, **more)
-    refined = train("pleural_effusion", folders, tmp_path / "refined", refine_epochs=2, **more)
+    plain = train(bundle, folders, tmp_path / "plain", method="rebalance", refine_epochs=0, **more)
+    refined = train(bundle, folders, tmp_path / "refined", method="rebalance", refine_epochs=2, **more)
     before, after = (
         torch.load(tmp_path / name / "models/model.pt", weights_only=True) for name in ("plain", "refined")
     )
@@ -224,6 +227,9 @@ def test_the_refinement_leaves_the_encoder_as_it_is(folders, tmp_path):
 @pytest.mark.parametrize(
     ("bundle", "files", "given", "expected"),
     [
+        ("brain_age", ["train"], {}, (False, 3.0, 0)),
+        ("brain_age", ["train"], {"method": "rebalance"}, (True, 1.0, 2)),
+        ("brain_age", ["train"], {"sampling": "correlated"}, (True, 1.0, 2)),
         ("pleural_effusion", ["train"], {}, (False, 3.0, 0)),
         ("pleural_effusion", ["train"], {"lambda_mi": 0.5, "refine_feature_batches": 4}, (False, 1.5, 4)),
         ("pleural_effusion", ["train"], {"refine_detach_z": True}, (True, 1.0, 2)),
@@ -249,6 +255,17 @@ def test_the_refinement_has_its_own_dependence_where_batches_are_balanced(
     assert found == expected and parser.get_parsed_content("train#trainer").detach_z
     settings = parser.get_parsed_content("settings")
     assert tuple(settings[f"refine_{name}"] for name in ("detach_z", "lambda_mi", "feature_batches")) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, 60), ({"method": "rebalance"}, 60), ({"method": "baseline"}, 0), ({"sampling": "correlated"}, 0)],
+)
+def test_brain_age_refines_what_trains_on_balanced_batches(given, expected):
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "brain_age/configs/train.json"))
+    parser.update(given)
+    assert parser.get_parsed_content("refine_epochs") == expected
 
 
 def predict(bundle, folders, output, predictions, *overlays, **more):
