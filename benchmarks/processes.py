@@ -23,7 +23,7 @@ from monai_mimmx.handlers import read_history
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 SIZES: dict[str, dict[str, Any]] = {  # with the batch of all processes together
-    "brain_age": {"epochs": 7, "val_interval": 7, "cohort_scale": 0.5, "batch_size": 150},
+    "brain_age": {"epochs": 7, "val_interval": 7, "refine_epochs": 0, "cohort_scale": 0.5, "batch_size": 150},
     "pleural_effusion": {"epochs": 4, "val_interval": 4, "refine_epochs": 0, "cohort_scale": 0.05, "batch_size": 100},
 }
 
