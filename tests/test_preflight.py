@@ -212,7 +212,7 @@ def test_wrong_options(study, name, value, expected):
         ({"lamda_mi": 1}, r"nothing uses the option 'lamda_mi': did you mean 'lambda_mi'\?"),
         ({"learning_rat": 1}, r"nothing uses the option 'learning_rat': did you mean 'learning_rate'\?"),
         ({"output": "x"}, r"nothing uses the option 'output': did you mean 'output_dir'\?"),
-        ({"refine_epochs": 2}, "nothing uses the option 'refine_epochs'"),  # of other bundles
+        ({"uncertain": "zero"}, "nothing uses the option 'uncertain'"),  # of other bundles
         ({"xyz": 1}, r"nothing uses the option 'xyz': see configs/train.json; a note begins with _"),
         ({"subest_sizes": {"val": 3}}, r"did you mean 'subset_sizes'\?"),
         ({"epochs": "$1 / 0"}, "epochs: ZeroDivisionError: division by zero"),
