@@ -12,7 +12,7 @@ from monai_mimmx.evaluation import final_scores
 from monai_mimmx.handlers import read_history
 
 EXAMPLE = str(ROOT.parent / "examples/mlflow.json")
-SMALL = {"brain_age": {"epochs": 1, "refine_epochs": 0}, "pleural_effusion_natural": {"epochs": 1, "refine_epochs": 1}}
+SMALL = {"brain_age": {"epochs": 1}, "pleural_effusion_natural": {"epochs": 1, "refine_epochs": 1}}
 
 
 def tracked(bundle, tracking, folders, output):
