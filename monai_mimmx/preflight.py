@@ -205,8 +205,9 @@ class _Check:
             self.problems.append(ValueError(f"nothing uses the option {name!r}: {advice}"))
 
     def _options(self) -> dict[str, Any]:
-        """The values of all options that can be evaluated."""
-        values = {}
+        """The values of all options that can be evaluated. What is wrong only as another option is, is not told."""
+        values: dict[str, Any] = {}
+        told: dict[str, list[BaseException]] = {}
         for name in sorted({*known_options()} & {*self.config}):
             before = len(self.problems)
             value = self._value(name)
@@ -215,6 +216,10 @@ class _Check:
                 self.problems += option_problems(**{name: value})
             if len(self.problems) > before:
                 self.wrong.append(name)
+                told[name] = self.problems[before:]
+                del self.problems[before:]
+        own = [name for name in told if not {*_references(str(self.config[name]))} & {*told} - {name}]
+        self.problems += [problem for name in own or told for problem in told[name]]
         self.lines.append(f"{len(values)} options")
         return values
 

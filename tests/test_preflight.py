@@ -206,6 +206,13 @@ def test_wrong_options(study, name, value, expected):
         tells(problems, re.escape(text))
 
 
+@pytest.mark.parametrize("value", [-1.0, "much", float("nan")])
+def test_what_follows_from_a_wrong_option_is_not_told_as_well(study, value):
+    """The weight of the second part is three times that of the first."""
+    (told_,) = told(check(study, lambda_mi=value))
+    assert told_.startswith("lambda_mi must be")
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
