@@ -99,10 +99,10 @@ def test_a_bundle_copied_from_an_installed_wheel_trains(installed, tmp_path):
     assert "configs/train.json" in told
     run(
         *(installed, "-m", "monai.bundle", "run", "--config_file", "configs/train.json", "--cohort_scale", "0.02"),
-        *("--image_size", "32", "--batch_size", "16", "--epochs", "1", "--device", "cpu"),
+        *("--image_size", "32", "--batch_size", "16", "--epochs", "1", "--refine_epochs", "1", "--device", "cpu"),
         cwd=tmp_path / "mine",
     )
-    assert json.loads((tmp_path / "mine/output/metrics.json").read_text())["epochs"] == 1
+    assert json.loads((tmp_path / "mine/output/metrics.json").read_text())["epochs"] == 2
 
 
 def test_a_copy_has_the_bundles_files_and_nothing_that_runs_left(tmp_path):
