@@ -215,9 +215,9 @@ class _Check:
                 values[name] = value
                 self.problems += option_problems(**{name: value})
             if len(self.problems) > before:
-                self.wrong.append(name)
                 told[name] = self.problems[before:]
                 del self.problems[before:]
+        self.wrong += told
         own = [name for name in told if not {*_references(str(self.config[name]))} & {*told} - {name}]
         self.problems += [problem for name in own or told for problem in told[name]]
         self.lines.append(f"{len(values)} options")
