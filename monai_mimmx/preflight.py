@@ -1,6 +1,6 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that can be wrong with a training, looked for before it begins and told at once."""
+"""Everything that can be wrong with a training or an inference, looked for before it begins and told at once."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ _MAX_DECODED = 200
 
 class Preflight:
     """
-    Check the options, the table and the images of a bundle's training before it begins, and tell all that is wrong at once.
+    Check the options, the table and the images of a bundle's run before it begins, and tell all that is wrong at once.
 
-    To be called as the first step of a config's `initialize`, before anything is seeded: it evaluates the config's ids one by
+    To be called as the first step of a config's `initialize`, before anything is seeded, or of an inference's `run`: it evaluates the config's ids one by
     one, and goes on where one of them fails. Looked at are
 
     - ids that nothing in the config uses, such as a misspelt option;
@@ -60,7 +60,10 @@ class Preflight:
       where the image cache holds them already;
     - everything that the steps of `run` refer to: it is made once for trial, with blank images, and the network is
       applied to two of them, so that what a component refuses is told before the images are decoded;
-    - a checkpoint that is to be evaluated or resumed from.
+    - a checkpoint that is to be evaluated, predicted with or resumed from.
+
+    A config without a table and subsets but with a `datalist`, as that of an inference, is looked at in the same way: its
+    options, the images of that list by its `preprocessing`, the checkpoint, and the folder of `predictions_path`.
 
     Texts `true`, `false` and `null` as values of top-level ids become what they mean in JSON. With the id `check_only`
     true the process ends after the check, with status 0.
@@ -68,7 +71,7 @@ class Preflight:
     Args:
         seconds: for the headers of the images.
         decode: images that are decoded.
-        checkpoint: file that is about to be evaluated; None: there is none.
+        checkpoint: file that is about to be evaluated or predicted with; None: there is none.
 
     Raises:
         ValueError: for negative numbers.
@@ -119,7 +122,7 @@ class Preflight:
             if check_only:
                 print("\n".join([*lines, *check.tables]))
             else:
-                self.logger.info("checked before the training: " + "; ".join(lines))
+                self.logger.info("checked before the start: " + "; ".join(lines))
         if check_only:
             raise SystemExit(0)
 
@@ -155,7 +158,9 @@ class _Check:
         """Look at everything."""
         if self.root is not None:
             shipped = Path(self.root) / "configs" / "train.json"
-            if not shipped.is_file():  # nothing else is where it is looked for
+            if shipped.is_file():
+                self.shipped = json.loads(shipped.read_text(encoding="utf-8"))
+            elif "datalist" not in self.config:  # nothing else is where it is looked for
                 self.problems.append(
                     FileNotFoundError(
                         f"bundle_root is {str(self.root)!r}, where {shipped} is missing: run in the bundle's folder, or pass "
@@ -163,10 +168,12 @@ class _Check:
                     )
                 )
                 return
-            self.shipped = json.loads(shipped.read_text(encoding="utf-8"))
         self._unused()
         values = self._options()
         self._folders(make=not check_only)
+        if "datalist" in self.config:
+            self._inference()
+            return
         tasks = self._value("parsed_tasks") if "parsed_tasks" in self.config else None
         subsets, images = self._table(tasks, values)
         if tasks is not None and subsets is not None:
@@ -195,7 +202,7 @@ class _Check:
         return cause
 
     def _unused(self) -> None:
-        known = {*(self.shipped or known_options()), *NOT_OPTIONS}
+        known = {*(self.shipped or ["bundle_root", *known_options()]), *NOT_OPTIONS}
         used = {reference.split("::")[0] for text in _texts(self.config) for reference in _references(text)}
         for name, value in self.config.items():
             if name in known or name in used or name.startswith("_") or _is_code(value):
@@ -213,7 +220,8 @@ class _Check:
             value = self._value(name)
             if len(self.problems) == before:
                 values[name] = value
-                self.problems += option_problems(**{name: value})
+                if not (name == "batch_size" and value == 1 and "datalist" in self.config):  # too few to train only
+                    self.problems += option_problems(**{name: value})
             if len(self.problems) > before:
                 told[name] = self.problems[before:]
                 del self.problems[before:]
@@ -224,13 +232,23 @@ class _Check:
         return values
 
     def _folders(self, make: bool) -> None:
-        for name in ("output_dir", "cache_dir"):
+        predicts = "predictions_path" in self.config  # then nothing else is written
+        for name in ["predictions_path"] if predicts else ["output_dir", "cache_dir"]:
             if name not in self.config or name in self.wrong or (folder := self._value(name)) is None:
                 continue
             try:
-                check_writable(folder, name, make=make)
+                check_writable(Path(folder).parent if predicts else folder, name, make=make)
             except OSError as error:
                 self.problems.append(error)
+
+    def _inference(self) -> None:
+        """The images that are to be predicted, and the checkpoint."""
+        parser = self._trial_parser({})
+        if (items := self._value("datalist", parser)) is not None:
+            self._images([item["image"] for item in items], "preprocessing")
+        if self.settings.checkpoint is not None:
+            fits = "network" in self.config and {*self.wrong} <= {*self.shipped}
+            self._checkpoint(parser if fits else None, self.settings.checkpoint)
 
     def _table(self, tasks: Any, values: Mapping[str, Any]) -> tuple[dict[str, pd.DataFrame] | None, list[str]]:
         """The subsets, and the distinct images of all rows that could be read."""
@@ -268,8 +286,8 @@ class _Check:
         folder = self._value("cohort_dir")
         return folder is not None and (Path(folder) / MARKER_NAME).is_file()
 
-    def _images(self, images: Sequence[str]) -> tuple[int, ...] | None:
-        """The shape of an image after the transforms, where one can be decoded."""
+    def _images(self, images: Sequence[str], transforms: str = "load") -> tuple[int, ...] | None:
+        """The shape of an image after the transforms of that id, where one can be decoded."""
         if not images:
             return None
         parser = self._trial_parser({})
@@ -289,7 +307,7 @@ class _Check:
         count = "all" if looked == len(images) else f"{looked:,} of {len(images):,}"
         rest = "" if looked == len(images) else "; the rest is checked when decoded"
         self.lines.append(f"headers of {count} images read in {took:.1f} s{rest}")
-        transform = self._value("load", parser) if "load" in self.config else None
+        transform = self._value(transforms, parser) if transforms in self.config else None
         if transform is None:
             return None
         sample = np.random.default_rng(0).permutation(len(images))[: self.settings.decode]
@@ -302,7 +320,7 @@ class _Check:
         if failed:
             total = f"{len(failed)}{' or more' if len(doubtful) > _MAX_DECODED else ''}"
             shown = "; ".join(failed[:3]) + ("; ..." if len(failed) > 3 else "")
-            told = f"{total} of {looked:,} images looked at cannot be used: {shown} (replace them, or leave out their rows)"
+            told = f"{total} of {looked:,} images looked at cannot be used: {shown} (replace them, or leave them out)"
             self.problems.append(ValueError(told))
         self.lines.append(f"{len(sample)} images decoded")
         return shape

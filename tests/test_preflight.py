@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
@@ -152,6 +153,66 @@ def test_the_image_column_of_an_own_table_may_be_called_path(study):
     ]
     small = {"image_size": 32, "device": "cpu", "tensorboard": False, "cache_dir": None, "agreement": 0.5}
     assert not told(check(study, bundle="pleural_effusion", tasks=tasks, **small))
+
+
+def checkpoint_of(folder):
+    """Weights that fit the network of `infer`."""
+    parser = check(folder)
+    torch.save(parser.get_parsed_content("network").state_dict(), folder.parent / "model.pt")
+    return str(folder.parent / "model.pt")
+
+
+def infer(folder, **more):
+    """What the preflight of an inference tells of the images of a study."""
+    own = {key: SMALL[key] for key in ("image_size", "device", "network_def#encoder#strides")}
+    root = bundle_folders()["brain_age"]
+    parser = ConfigParser()
+    parser.read_config(root / "configs/inference.json")
+    given = {
+        "bundle_root": str(root),
+        "output_dir": str(folder.parent / "output"),
+        "dataset_dir": str(folder / "images"),
+    }
+    parser.update(given | own | more)
+    try:
+        parser.get_parsed_content("run#0")
+    except RuntimeError as error:
+        problems = root_cause(error)
+        assert isinstance(problems, Problems), error
+        return problems
+    return parser
+
+
+def test_an_inference_looks_at_options_images_and_checkpoint_too(study, tmp_path):
+    ckpt = checkpoint_of(study)
+    assert not told(infer(study, ckpt=ckpt, batch_size=1))  # of which only a training needs more
+    (study / "images/3.png").unlink()  # one of many links to one file
+    (study / "images/3.png").write_bytes((study / "one.png").read_bytes()[:200])
+    tells(
+        infer(study, ckpt=str(tmp_path / "absent.pt"), image_size=-3, batchsize=8, predictions_path="/proc/p/p.csv"),
+        "image_size must be 1 or more, got -3",
+        "nothing uses the option 'batchsize': did you mean 'batch_size'",
+        "cannot write to predictions_path /proc/p",
+        "1 of 72 images looked at cannot be used: .*3.png: it cannot be read",
+        "there is no checkpoint .*absent.pt; train first, or name another with --ckpt",
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"feature_dim": 7}, "model.pt does not fit the network; was it trained with the same tasks, feature_dim"),
+        ({"dataset_dir": "/nowhere"}, "there is no folder /nowhere; name the folder with the images by dataset_dir"),
+        ({"dataset_dir": None}, "name the images to predict: a folder by dataset_dir, or a list by images"),
+        ({"batch_size": 0}, "batch_size.* must be 2 or more, got 0"),
+    ],
+)
+def test_an_inference_that_cannot_be_is_told(study, more, message):
+    tells(infer(study, ckpt=checkpoint_of(study), **more), message)
+
+
+def test_an_inference_needs_no_bundle_around_its_config(study, tmp_path):
+    assert not told(infer(study, ckpt=checkpoint_of(study), bundle_root=str(tmp_path)))
 
 
 OPTIONS = {

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,9 @@ class PredictionWriter:
         class_names: names of the classes of each task.
         attention: the prediction carries the N attention weights behind the logits (:class:`AttentionInferer`).
         path_key: key of the batch that holds the images' paths.
+
+    Raises:
+        ValueError: in the run, for predictions that are not finite, with their images.
     """
 
     def __init__(
@@ -85,12 +89,21 @@ class PredictionWriter:
         csv.writer(self._file).writerow(map(spreadsheet_text, self.columns))
 
     def _write(self, engine: Engine) -> None:
-        rows = self.rows(engine.state.output[Keys.PRED])  # type: ignore[index, call-overload]
         paths: Mapping | Sequence = engine.state.batch[self.path_key]  # type: ignore[index, call-overload, assignment]
+        rows = dict(zip(paths, self.rows(engine.state.output[Keys.PRED]), strict=True))  # type: ignore[index, call-overload]
+        failed = [path for path, row in rows.items() if not all(map(math.isfinite, row))]
         csv.writer(self._file).writerows(  # type: ignore[arg-type]
-            [spreadsheet_text(path), *(f"{value:.6f}" for value in row)] for path, row in zip(paths, rows, strict=True)
+            [spreadsheet_text(path), *(f"{value:.6f}" for value in row)]
+            for path, row in rows.items()
+            if path not in failed
         )
         self._file.flush()  # type: ignore[union-attr]
+        if failed:
+            shown = ", ".join(map(str, failed[:3])) + (", ..." if len(failed) > 3 else "")
+            raise ValueError(
+                f"the prediction of {len(failed)} image(s) is NaN or infinite: {shown}. Replace them or leave them out where "
+                f"they hold such pixels; else the checkpoint does. The images done so far are in {self._part()}."
+            )
 
     def rows(self, prediction: Tensor) -> list[list[float]]:
         """Predictions `(B, sum C [+ N])` to the numbers of the rows."""

@@ -52,6 +52,17 @@ def test_failure_keeps_what_was_done_under_another_name(tmp_path):
     assert len((tmp_path / "p.csv.part").read_text().splitlines()) == 2
 
 
+def test_a_prediction_that_is_no_number_is_told_and_the_others_are_kept(tmp_path):
+    outputs = torch.zeros(3, 5)
+    outputs[1, 0] = float("nan")
+    engine = Engine(lambda engine, batch: {"pred": outputs})
+    writer(tmp_path / "p.csv").attach(engine)
+    with pytest.raises(ValueError, match=r"the prediction of 1 image\(s\) is NaN or infinite: b\.png\. Replace"):
+        engine.run([{"path": ["a.png", "b.png", "c.png"]}])
+    assert [row["image"] for row in csv.DictReader((tmp_path / "p.csv.part").open())] == ["a.png", "c.png"]
+    assert not (tmp_path / "p.csv").exists()
+
+
 def test_no_text_is_a_formula_for_a_spreadsheet(tmp_path):
     engine, batches = engine_of([torch.zeros(1, 5)], ["=HYPERLINK(1).png"])
     made = PredictionWriter(tmp_path / "p.csv", task_names=["@age", "sex"], class_names=[["young", "old"], ["f", "m"]])
