@@ -21,7 +21,7 @@ from monai_mimmx.data import Task, parse_tasks, read_table
 from monai_mimmx.data.tables import classify, read_columns, value_key
 from monai_mimmx.errors import check_writable, root_cause
 from monai_mimmx.files import write_json
-from monai_mimmx.handlers.weights import read_weights
+from monai_mimmx.handlers.weights import mismatch_in_short, read_weights
 from monai_mimmx.options import require_options
 from monai_mimmx.report.figures import gap_figure, interval_figure, save_figures
 from monai_mimmx.report.page import html_table, picture, section, write_page
@@ -288,7 +288,9 @@ def _load(network: nn.Module, path: Path) -> None:
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"the checkpoint {path} does not fit the network of the config: {error}") from error
+        raise ValueError(
+            f"the checkpoint {path} does not fit the network of the config: {mismatch_in_short(error)}"
+        ) from error
 
 
 def _write_page(folder: str | os.PathLike[str], found: Mapping[str, Any], *, title: str) -> Path:

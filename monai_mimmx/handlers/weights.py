@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,15 @@ def load_model(network: nn.Module, path: Path) -> None:
     except RuntimeError as error:
         raise ValueError(
             f"the checkpoint {path} does not fit the network; was it trained with the same tasks, feature_dim, "
-            f"encoder and caw? {error}"
+            f"encoder and caw? {mismatch_in_short(error)}"
         ) from error
+
+
+def mismatch_in_short(error: RuntimeError) -> str:
+    """PyTorch's list of the parameters that do not fit, of which there may be hundreds: the first two lines, cut short."""
+    lines = str(error).splitlines()[1:]
+    more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+    return " ".join(textwrap.shorten(line, 250, placeholder=" ...") for line in lines[:2]) + more
 
 
 class WeightsLoader:
