@@ -184,6 +184,8 @@ class MINELoss(nn.Module):
         self.x_layer = _LinearPerBlock(blocks, x_dim, hidden[0], gain=0.5)
         self.z_layer = _LinearPerBlock(blocks, z_dim, hidden[0], bias=False, gain=0.5)
         self.class_layer = nn.Embedding(num_classes, blocks * hidden[0]) if conditional else None
+        if self.class_layer is not None:  # as the biases: offsets of size 1 would hold most units on or off
+            nn.init.uniform_(self.class_layer.weight, -1 / math.sqrt(x_dim), 1 / math.sqrt(x_dim))
         layers: list[nn.Module] = []
         for width, next_width in zip(hidden, [*hidden[1:], 1], strict=True):
             layers += [nn.ReLU(), _LinearPerBlock(blocks, width, next_width)]
