@@ -50,8 +50,8 @@ class Preflight:
     """
     Check the options, the table and the images of a bundle's run before it begins, and tell all that is wrong at once.
 
-    To be called as the first step of a config's `initialize`, before anything is seeded, or of an inference's `run`: it evaluates the config's ids one by
-    one, and goes on where one of them fails. Looked at are
+    To be called as the first step of a config's `initialize`, before anything is seeded, or of an inference's `run`: it
+    evaluates the config's ids one by one, and goes on where one of them fails. Looked at are
 
     - ids that nothing in the config uses, such as a misspelt option;
     - options, each by its rule (see :func:`~monai_mimmx.options.option_problems`), and folders that must be writable;

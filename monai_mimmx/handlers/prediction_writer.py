@@ -90,11 +90,11 @@ class PredictionWriter:
 
     def _write(self, engine: Engine) -> None:
         paths: Mapping | Sequence = engine.state.batch[self.path_key]  # type: ignore[index, call-overload, assignment]
-        rows = dict(zip(paths, self.rows(engine.state.output[Keys.PRED]), strict=True))  # type: ignore[index, call-overload]
-        failed = [path for path, row in rows.items() if not all(map(math.isfinite, row))]
+        rows = self.rows(engine.state.output[Keys.PRED])  # type: ignore[index, call-overload]
+        failed = [path for path, row in zip(paths, rows, strict=True) if not all(map(math.isfinite, row))]
         csv.writer(self._file).writerows(  # type: ignore[arg-type]
             [spreadsheet_text(path), *(f"{value:.6f}" for value in row)]
-            for path, row in rows.items()
+            for path, row in zip(paths, rows, strict=True)
             if path not in failed
         )
         self._file.flush()  # type: ignore[union-attr]

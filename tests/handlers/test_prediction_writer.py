@@ -63,6 +63,13 @@ def test_a_prediction_that_is_no_number_is_told_and_the_others_are_kept(tmp_path
     assert not (tmp_path / "p.csv").exists()
 
 
+def test_an_image_that_is_given_twice_has_two_rows(tmp_path):
+    engine = Engine(lambda engine, batch: {"pred": torch.zeros(2, 5)})
+    writer(tmp_path / "p.csv").attach(engine)
+    engine.run([{"path": ["a.png", "a.png"]}])
+    assert [row["image"] for row in csv.DictReader((tmp_path / "p.csv").open())] == ["a.png", "a.png"]
+
+
 def test_no_text_is_a_formula_for_a_spreadsheet(tmp_path):
     engine, batches = engine_of([torch.zeros(1, 5)], ["=HYPERLINK(1).png"])
     made = PredictionWriter(tmp_path / "p.csv", task_names=["@age", "sex"], class_names=[["young", "old"], ["f", "m"]])
