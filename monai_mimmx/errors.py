@@ -8,14 +8,14 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
 
-__all__ = ["Problems", "check_writable", "raise_problems", "root_cause", "show_root_cause"]
+__all__ = ["Problems", "check_writable", "first_three", "raise_problems", "root_cause", "show_root_cause"]
 
 
 class Problems(ValueError):
@@ -44,6 +44,21 @@ class Problems(ValueError):
         else:
             lines = [f"  {number}. {error}" for number, error in enumerate(self.errors, start=1)]
             super().__init__("\n".join([f"{len(lines)} problems:", *lines]))
+
+
+def first_three(items: Sequence[Any], separator: str = ", ") -> str:
+    """
+    The first three of a list, as an error names them, and dots where there are more.
+
+    Args:
+        items: what to name.
+        separator: between them.
+
+    Example:
+        >>> first_three(["a.png", "b.png", "c.png", "d.png"])
+        'a.png, b.png, c.png, ...'
+    """
+    return separator.join([*map(str, items[:3]), *(["..."] if len(items) > 3 else [])])
 
 
 def raise_problems(errors: Iterable[BaseException], usable: Any = None) -> None:

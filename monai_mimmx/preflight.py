@@ -26,7 +26,7 @@ from monai_mimmx.data.cache import blank_subsets, cached_file, load_image
 from monai_mimmx.data.cohort_folder import MARKER_NAME
 from monai_mimmx.data.headers import check_headers
 from monai_mimmx.data.splits import describe_subsets
-from monai_mimmx.errors import Problems, check_writable, root_cause
+from monai_mimmx.errors import Problems, check_writable, first_three, root_cause
 from monai_mimmx.evaluation.refit import check_refit
 from monai_mimmx.handlers.weights import load_model, require_checkpoint
 from monai_mimmx.options import known_options, option_problems
@@ -151,6 +151,7 @@ class _Check:
         self.lines: list[str] = []
         self.tables: list[str] = []
         self.wrong: list[str] = []
+        self.predicts = "datalist" in self.config
         self.root = self._value("bundle_root") if "bundle_root" in self.config else None
         self.shipped: dict[str, Any] = {}
 
@@ -160,7 +161,7 @@ class _Check:
             shipped = Path(self.root) / "configs" / "train.json"
             if shipped.is_file():
                 self.shipped = json.loads(shipped.read_text(encoding="utf-8"))
-            elif "datalist" not in self.config:  # nothing else is where it is looked for
+            elif not self.predicts:  # nothing else is where it is looked for
                 self.problems.append(
                     FileNotFoundError(
                         f"bundle_root is {str(self.root)!r}, where {shipped} is missing: run in the bundle's folder, or pass "
@@ -171,7 +172,7 @@ class _Check:
         self._unused()
         values = self._options()
         self._folders(make=not check_only)
-        if "datalist" in self.config:
+        if self.predicts:
             self._inference()
             return
         tasks = self._value("parsed_tasks") if "parsed_tasks" in self.config else None
@@ -220,7 +221,7 @@ class _Check:
             value = self._value(name)
             if len(self.problems) == before:
                 values[name] = value
-                if not (name == "batch_size" and value == 1 and "datalist" in self.config):  # too few to train only
+                if not (name == "batch_size" and value == 1 and self.predicts):  # too few to train only
                     self.problems += option_problems(**{name: value})
             if len(self.problems) > before:
                 told[name] = self.problems[before:]
@@ -232,23 +233,22 @@ class _Check:
         return values
 
     def _folders(self, make: bool) -> None:
-        predicts = "predictions_path" in self.config  # then nothing else is written
-        for name in ["predictions_path"] if predicts else ["output_dir", "cache_dir"]:
+        for name in ["predictions_path"] if self.predicts else ["output_dir", "cache_dir"]:
             if name not in self.config or name in self.wrong or (folder := self._value(name)) is None:
                 continue
             try:
-                check_writable(Path(folder).parent if predicts else folder, name, make=make)
+                check_writable(Path(folder).parent if self.predicts else folder, name, make=make)
             except OSError as error:
                 self.problems.append(error)
 
     def _inference(self) -> None:
         """The images that are to be predicted, and the checkpoint."""
-        parser = self._trial_parser({})
-        if (items := self._value("datalist", parser)) is not None:
+        # By the parser of the run, which then has the list already: a folder is searched once.
+        if "dataset_dir" not in self.wrong and (items := self._value("datalist")) is not None:
             self._images([item["image"] for item in items], "preprocessing")
         if self.settings.checkpoint is not None:
             fits = "network" in self.config and {*self.wrong} <= {*self.shipped}
-            self._checkpoint(parser if fits else None, self.settings.checkpoint)
+            self._checkpoint(self._trial_parser({}) if fits else None, self.settings.checkpoint)
 
     def _table(self, tasks: Any, values: Mapping[str, Any]) -> tuple[dict[str, pd.DataFrame] | None, list[str]]:
         """The subsets, and the distinct images of all rows that could be read."""
@@ -319,7 +319,7 @@ class _Check:
                 failed.append(f"{path}: {error}")
         if failed:
             total = f"{len(failed)}{' or more' if len(doubtful) > _MAX_DECODED else ''}"
-            shown = "; ".join(failed[:3]) + ("; ..." if len(failed) > 3 else "")
+            shown = first_three(failed, "; ")
             told = f"{total} of {looked:,} images looked at cannot be used: {shown} (replace them, or leave them out)"
             self.problems.append(ValueError(told))
         self.lines.append(f"{len(sample)} images decoded")

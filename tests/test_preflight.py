@@ -95,6 +95,17 @@ def study(tmp_path):
     return make_study(tmp_path / "study")
 
 
+def problems_of(parser, step):
+    """What is told where a step of a config checks it; the parser, where nothing is."""
+    try:
+        parser.get_parsed_content(step)
+    except RuntimeError as error:
+        problems = root_cause(error)
+        assert isinstance(problems, Problems), error
+        return problems
+    return parser
+
+
 def check(folder, *, bundle="brain_age", **more):
     """What the bundle's preflight tells of a study; the parser too, for what it evaluates to."""
     root = bundle_folders()[bundle]
@@ -105,13 +116,7 @@ def check(folder, *, bundle="brain_age", **more):
     parser.update(
         {**given, **(SMALL if not encoder else {**SMALL, **encoder}), **more} if bundle == "brain_age" else given | more
     )
-    try:
-        parser.get_parsed_content("initialize#1")
-    except RuntimeError as error:
-        problems = root_cause(error)
-        assert isinstance(problems, Problems), error
-        return problems
-    return parser
+    return problems_of(parser, "initialize#1")
 
 
 def told(problems):
@@ -174,13 +179,7 @@ def infer(folder, **more):
         "dataset_dir": str(folder / "images"),
     }
     parser.update(given | own | more)
-    try:
-        parser.get_parsed_content("run#0")
-    except RuntimeError as error:
-        problems = root_cause(error)
-        assert isinstance(problems, Problems), error
-        return problems
-    return parser
+    return problems_of(parser, "run#0")
 
 
 def test_an_inference_looks_at_options_images_and_checkpoint_too(study, tmp_path):
@@ -205,6 +204,7 @@ def test_an_inference_looks_at_options_images_and_checkpoint_too(study, tmp_path
         ({"dataset_dir": "/nowhere"}, "there is no folder /nowhere; name the folder with the images by dataset_dir"),
         ({"dataset_dir": None}, "name the images to predict: a folder by dataset_dir, or a list by images"),
         ({"batch_size": 0}, "batch_size.* must be 2 or more, got 0"),
+        ({"dataset_dir": 5}, "dataset_dir must be the name of a folder, got 5"),
     ],
 )
 def test_an_inference_that_cannot_be_is_told(study, more, message):

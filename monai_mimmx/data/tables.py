@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from monai_mimmx.errors import raise_problems
+from monai_mimmx.errors import first_three, raise_problems
 
 logger = logging.getLogger(__name__)
 
@@ -437,7 +437,7 @@ def _find_images(table: pd.DataFrame, column: str, root: str, path: Path, check:
         problems.append(ValueError(told))
         images = images.mask(outside)
     if check and (missing := _missing(images.dropna().tolist())):
-        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        shown = first_three(missing)
         problems.append(
             FileNotFoundError(
                 f"{path}: {len(missing)} of {len(images)} image files do not exist: {shown} "

@@ -18,6 +18,7 @@ from monai.inferers import SimpleInferer
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 
+from monai_mimmx.errors import first_three
 from monai_mimmx.files import spreadsheet_text
 
 __all__ = ["AttentionInferer", "PredictionWriter"]
@@ -99,10 +100,9 @@ class PredictionWriter:
         )
         self._file.flush()  # type: ignore[union-attr]
         if failed:
-            shown = ", ".join(map(str, failed[:3])) + (", ..." if len(failed) > 3 else "")
             raise ValueError(
-                f"the prediction of {len(failed)} image(s) is NaN or infinite: {shown}. Replace them or leave them out where "
-                f"they hold such pixels; else the checkpoint does. The images done so far are in {self._part()}."
+                f"the prediction of {len(failed)} image(s) is NaN or infinite: {first_three(failed)}. Replace them or leave "
+                f"them out where they hold such pixels; else the checkpoint does. The images done so far are in {self._part()}."
             )
 
     def rows(self, prediction: Tensor) -> list[list[float]]:
