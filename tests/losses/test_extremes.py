@@ -261,9 +261,18 @@ class TestAttention:
         weights = ConfounderAttentionWeighter(4)(f_y * scale, f_z * scale)
         torch.testing.assert_close(weights.sum(1), torch.ones(size))
 
-    @pytest.mark.parametrize("bad", [math.inf, math.nan])
-    def test_what_is_not_finite_shows(self, bad):
+    @pytest.mark.parametrize("bad", [-math.inf, math.inf, math.nan])
+    @pytest.mark.parametrize("sign", [-1.0, 1.0])
+    def test_what_is_not_finite_shows_or_counts_for_nothing(self, bad, sign):
         f_y, f_z, _ = batch()
         f_z[3, 1, 0] = bad
-        weights = ConfounderAttentionWeighter(4)(f_y, f_z)
-        assert bool(torch.isnan(weights[3]).all()) and not bool(torch.isnan(weights[:3]).any())
+        attention = ConfounderAttentionWeighter(4)
+        torch.nn.init.constant_(attention.key.weight, sign)  # every unit's share of the infinite score has one sign
+        torch.nn.init.constant_(attention.query.weight, 0.0)
+        torch.nn.init.constant_(attention.query.bias, 1.0)
+        weights = attention(f_y, f_z)
+        if sign * bad == -math.inf:
+            assert weights[3].tolist() == [1.0, 0.0]
+        else:
+            assert bool(torch.isnan(weights[3]).all())
+        assert bool(torch.isfinite(weights[:3]).all())
