@@ -21,7 +21,7 @@ from monai_mimmx.data import Task, parse_tasks, read_table
 from monai_mimmx.data.tables import classify, read_columns, value_key
 from monai_mimmx.errors import check_writable, root_cause
 from monai_mimmx.files import write_json
-from monai_mimmx.handlers.weights import mismatch_in_short, read_weights
+from monai_mimmx.handlers.weights import load_model
 from monai_mimmx.options import require_options
 from monai_mimmx.report.figures import gap_figure, interval_figure, save_figures
 from monai_mimmx.report.page import html_table, picture, section, write_page
@@ -245,7 +245,7 @@ def audit_classifier(
         raise ValueError(
             f"{names[0]!r} of the config is a {type(module).__name__}, no torch.nn.Module: name the network's id"
         )
-    _load(module, Path(ckpt))
+    load_model(module, Path(ckpt), advice="is the config that of its training?")
     with quiet_readers():
         transform = _built(parser, preprocessing)
     try:
@@ -278,19 +278,6 @@ def audit_classifier(
     write_json(Path(output_dir) / "audit.json", found)
     _write_page(output_dir, found, title=f"Audit of {Path(ckpt).name}")
     return found
-
-
-def _load(network: nn.Module, path: Path) -> None:
-    """Load the weights of a checkpoint into a network."""
-    weights = read_weights(path)
-    if all(key.startswith("module.") for key in weights) and not hasattr(network, "module"):
-        weights = {key.removeprefix("module."): value for key, value in weights.items()}  # DistributedDataParallel's
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the checkpoint {path} does not fit the network of the config: {mismatch_in_short(error)}"
-        ) from error
 
 
 def _write_page(folder: str | os.PathLike[str], found: Mapping[str, Any], *, title: str) -> Path:

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 __all__ = ["WeightsLoader"]
 
@@ -26,7 +26,7 @@ def require_checkpoint(path: Path) -> None:
         raise FileNotFoundError(f"there is no checkpoint {path}; train first, or name another with --ckpt.")
 
 
-def read_weights(path: Path) -> Mapping[str, Any]:
+def _read_weights(path: Path) -> dict[str, Any]:
     """
     The weights in a checkpoint file: its entry of a usual name, or all of it.
 
@@ -40,31 +40,41 @@ def read_weights(path: Path) -> Mapping[str, Any]:
             f"{path} holds no weights that can be loaded ({type(error).__name__}): save the network's state_dict with "
             "torch.save, not the network itself or TorchScript"
         ) from error
-    if not isinstance(stored, Mapping):
+    if not isinstance(stored, dict):
         raise ValueError(f"{path} holds a {type(stored).__name__}, not the network's state_dict")
-    return next((stored[name] for name in WEIGHTS if isinstance(stored.get(name), Mapping)), stored)
+    return next((stored[name] for name in WEIGHTS if isinstance(stored.get(name), dict)), stored)
 
 
-def load_model(network: nn.Module, path: Path) -> None:
+def load_model(
+    network: nn.Module,
+    path: Path,
+    *,
+    advice: str = "was it trained with the same tasks, feature_dim, encoder and caw?",
+) -> None:
     """
-    Load the weights of a checkpoint file into a network.
+    Load the weights of a checkpoint file into a network; they may be those of a DistributedDataParallel of it.
+
+    Args:
+        network: to load into.
+        path: the checkpoint.
+        advice: what to ask oneself where it does not fit.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it does not fit the network.
     """
     require_checkpoint(path)
-    weights = read_weights(path)
+    weights = _read_weights(path)
+    if not hasattr(network, "module"):
+        consume_prefix_in_state_dict_if_present(weights, "module.")
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(
-            f"the checkpoint {path} does not fit the network; was it trained with the same tasks, feature_dim, "
-            f"encoder and caw? {mismatch_in_short(error)}"
-        ) from error
+        told = f"the checkpoint {path} does not fit the network; {advice} {_mismatch_in_short(error)}"
+        raise ValueError(told) from error
 
 
-def mismatch_in_short(error: RuntimeError) -> str:
+def _mismatch_in_short(error: RuntimeError) -> str:
     """PyTorch's list of the parameters that do not fit, of which there may be hundreds: the first two lines, cut short."""
     lines = str(error).splitlines()[1:]
     more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""

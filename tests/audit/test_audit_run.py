@@ -95,7 +95,7 @@ def test_a_label_by_rule_and_chosen_columns(study):
 def test_options_replace_those_of_the_config(study, capsys):
     with pytest.raises(SystemExit):
         main([*arguments(study), "--", "--size", "9"])
-    assert "does not fit the network of the config" in capsys.readouterr().err
+    assert "does not fit the network; is the config that of its training?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that do not fit, told in a few words."""
+"""Checkpoints are loaded, or told in a few words why they do not fit."""
 
 import pytest
 import torch
@@ -27,3 +27,10 @@ def test_a_checkpoint_of_other_names_is_told_in_short(tmp_path):
     with pytest.raises(ValueError, match='Missing key.*"0.weight", .*Unexpected key.*"old.0.weight"') as caught:
         load_model(network(3), tmp_path / "model.pt")
     assert len(str(caught.value)) < 800
+
+
+def test_the_weights_of_a_distributed_network_are_its_networks(tmp_path):
+    trained, fresh = network(3), network(3)
+    torch.save({f"module.{key}": value for key, value in trained.state_dict().items()}, tmp_path / "model.pt")
+    load_model(fresh, tmp_path / "model.pt")
+    assert all(torch.equal(mine, its) for mine, its in zip(fresh.parameters(), trained.parameters(), strict=True))
