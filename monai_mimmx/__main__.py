@@ -23,11 +23,11 @@ from monai_mimmx.comparison import (
     plan_runs,
     read_published,
     write_comparison,
+    write_results,
 )
 from monai_mimmx.comparison.methods import METHODS
 from monai_mimmx.comparison.runner import is_running, read_run
 from monai_mimmx.comparison.tables import recorded_runs
-from monai_mimmx.files import write_json, write_text
 from monai_mimmx.label import serve_label_app
 
 
@@ -54,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--list", action="store_true", help="print the commands of the runs still to do, run nothing")
     report = commands.add_parser("report", help="write the tables and the page of a comparison again")
     report.add_argument("output_dir", help="of the comparison, or a folder with its rows.json")
-    report.add_argument("--docs", help="also write the tables as results.md, and rows.json, to this folder")
+    report.add_argument(
+        "--docs", help="also write the tables as results.md, with pictures and rows.json, to this folder"
+    )
     audit = commands.add_parser(
         "audit",
         help="what a trained classifier makes of the columns of a table",
@@ -157,14 +159,11 @@ def _published(output_dir: str | Path, docs: str | Path | None) -> list[dict[str
 
 
 def _write(output_dir: str | Path, docs: str | Path | None = None) -> tuple[str, Path]:
-    """Write the tables and the page of a comparison, the tables for a bundle's docs too; the tables and the page's path."""
+    """Write the tables and the page of a comparison, what a bundle's docs show of it too; the tables and the page's path."""
     page = write_comparison(output_dir, _published(output_dir, docs))
     tables = page.with_name("tables.md").read_text(encoding="utf-8").rstrip("\n")
     if docs is not None:
-        Path(docs).mkdir(parents=True, exist_ok=True)
-        write_json(Path(docs) / "rows.json", json.loads(page.with_name("rows.json").read_text(encoding="utf-8")))
-        note = "Written by `python -m monai_mimmx report` from [rows.json](rows.json)."
-        write_text(Path(docs) / "results.md", f"# Results\n\n{note}\n\n{tables}\n")
+        write_results(output_dir, docs)
     return tables, page
 
 

@@ -3,7 +3,7 @@
 """Every method, every seed: one run of a bundle each, and the tables over all of them."""
 
 from monai_mimmx.comparison.methods import method_options
-from monai_mimmx.comparison.page import write_comparison
+from monai_mimmx.comparison.page import write_comparison, write_results
 from monai_mimmx.comparison.runner import PlannedRun, check_runs, execute_runs, plan_runs
 from monai_mimmx.comparison.tables import (
     ScoreTable,
@@ -29,4 +29,5 @@ __all__ = [
     "read_published",
     "summarise",
     "write_comparison",
+    "write_results",
 ]

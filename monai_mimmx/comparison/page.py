@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -29,7 +30,7 @@ from monai_mimmx.handlers import read_history
 from monai_mimmx.report.figures import courses_figure, gap_figure, probe_figure, save_figures, strength_figure
 from monai_mimmx.report.page import html_table, picture, section, write_page
 
-__all__ = ["write_comparison"]
+__all__ = ["write_comparison", "write_results"]
 
 CAPTIONS = {
     "gaps": "Accuracy of y on the three test sets: the bar from Val to Inv is what the spurious factors do to a method. "
@@ -102,6 +103,33 @@ def write_comparison(
         body += html_table(["method", "seed", "error"], failed, kind="settings")
     counts = f"{len(own) - len(failed)} runs finished, {len(failed)} failed"
     return write_page(folder, body, title=title, subtitle=counts)
+
+
+def write_results(folder: str | os.PathLike[str], docs: str | os.PathLike[str]) -> Path:
+    """
+    Write what a bundle's docs show of a comparison: `results.md`, the tables below the pictures of the gaps and, of a strength
+    sweep, its curves; and `rows.json`, from which all of it can be written again.
+
+    Args:
+        folder: of the comparison, after `write_comparison`.
+        docs: where to write; it is made.
+
+    Returns:
+        Path of `results.md`.
+
+    Example:
+        `write_results("compare", "bundles/brain_age/docs")`
+    """
+    folder, docs = Path(folder), Path(docs)
+    docs.mkdir(parents=True, exist_ok=True)
+    write_json(docs / "rows.json", json.loads((folder / "rows.json").read_text(encoding="utf-8")))
+    text = "# Results\n\nWritten by `python -m monai_mimmx report` from [rows.json](rows.json).\n\n"
+    for name in ("gaps", "strength"):
+        if (file := folder / f"{name}.png").is_file():
+            (docs / file.name).write_bytes(file.read_bytes())
+            text += f"![{name}]({file.name})\n\n{CAPTIONS[name]}\n\n"
+    write_text(docs / "results.md", text + (folder / "tables.md").read_text(encoding="utf-8"))
+    return docs / "results.md"
 
 
 def _points(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:

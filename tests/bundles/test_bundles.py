@@ -5,6 +5,7 @@
 import csv
 import inspect
 import json
+import re
 import shutil
 
 import nibabel as nib
@@ -411,7 +412,9 @@ def test_results_are_what_the_rows_say(path):
         (folder / "published.json" for folder in path.parents if (folder / "published.json").is_file()), None
     )
     figures = read_published(published) if published else []
-    assert format_tables(rows, figures) in path.with_name("results.md").read_text()
+    results = path.with_name("results.md").read_text()
+    assert format_tables(rows, figures) in results
+    assert all(path.with_name(name).is_file() for name in re.findall(r"\]\((\w+\.png)\)", results))
     assert len(rows) == len({(row["name"], row["seed"], row["agreement"]) for row in rows})
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from monai_mimmx.__main__ import main
-from monai_mimmx.comparison import make_tables, read_published, write_comparison
+from monai_mimmx.comparison import make_tables, read_published, write_comparison, write_results
 
 PNG = b"\x89PNG\r\n\x1a\n-picture"
 
@@ -105,6 +105,9 @@ def test_strength_curves_where_the_agreement_was_swept(folder):
     write_comparison(folder)
     assert 'id="figure-strength"' in page_of(folder) and "rebalance @ 0.6" in page_of(folder)
     assert "A method with one seed has no interval." in page_of(folder)
+    results = write_results(folder, folder / "docs")
+    assert re.findall(r"\]\((.*?)\)", results.read_text())[:3] == ["rows.json", "gaps.png", "strength.png"]
+    assert (folder / "docs/strength.png").read_bytes() == (folder / "strength.png").read_bytes()
 
 
 @pytest.mark.parametrize("agreement", [[0.9, "natural"], "natural"])
@@ -147,7 +150,8 @@ def test_the_command_finds_the_bundles_published_figures(folder, tmp_path, capsy
     printed = capsys.readouterr().out
     assert f"report: {folder / 'report.html'}" in printed and "| mimmx, published | - | 84.2 |" in printed
     results = (tmp_path / "bundle/docs/results.md").read_text()
-    assert "| mimmx, published | - | 84.2 |" in results
+    assert "| mimmx, published | - | 84.2 |" in results and "](gaps.png)" in results and "strength" not in results
+    assert (tmp_path / "bundle/docs/gaps.png").read_bytes() == (folder / "gaps.png").read_bytes()
     assert main(["report", str(folder), "--docs", str(tmp_path / "bundle/docs/quick")]) == 0
     assert "mimmx, published" in (tmp_path / "bundle/docs/quick/results.md").read_text()
     assert main(["report", str(folder)]) == 0
