@@ -42,7 +42,10 @@ def _read_weights(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(stored, dict):
         raise ValueError(f"{path} holds a {type(stored).__name__}, not the network's state_dict")
-    return next((stored[name] for name in WEIGHTS if isinstance(stored.get(name), dict)), stored)
+    weights = next((stored[name] for name in WEIGHTS if isinstance(stored.get(name), dict)), stored)
+    if not all(isinstance(name, str) for name in weights):
+        raise ValueError(f"{path} holds no state_dict: its entries have no names")
+    return weights
 
 
 def load_model(

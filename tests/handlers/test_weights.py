@@ -34,3 +34,9 @@ def test_the_weights_of_a_distributed_network_are_its_networks(tmp_path):
     torch.save({f"module.{key}": value for key, value in trained.state_dict().items()}, tmp_path / "model.pt")
     load_model(fresh, tmp_path / "model.pt")
     assert all(torch.equal(mine, its) for mine, its in zip(fresh.parameters(), trained.parameters(), strict=True))
+
+
+def test_entries_without_names_are_no_weights(tmp_path):
+    torch.save({0: torch.zeros(3)}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="model.pt holds no state_dict: its entries have no names"):
+        load_model(network(3), tmp_path / "model.pt")
