@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -122,7 +121,7 @@ def write_results(folder: str | os.PathLike[str], docs: str | os.PathLike[str]) 
     """
     folder, docs = Path(folder), Path(docs)
     docs.mkdir(parents=True, exist_ok=True)
-    write_json(docs / "rows.json", json.loads((folder / "rows.json").read_text(encoding="utf-8")))
+    write_text(docs / "rows.json", (folder / "rows.json").read_text(encoding="utf-8"))
     text = "# Results\n\nWritten by `python -m monai_mimmx report` from [rows.json](rows.json).\n\n"
     for name in ("gaps", "strength"):
         if (file := folder / f"{name}.png").is_file():
