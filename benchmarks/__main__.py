@@ -121,6 +121,8 @@ def _epoch(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
         "baseline": "`baseline`",
         "mimmx": "`mimmx`, N_B = 6, buffered features",
         "mimmx_fresh_batches": "`mimmx`, N_B = 6, fresh batches",
+        "baseline_compiled": "`baseline`, compiled",
+        "mimmx_compiled": "`mimmx`, N_B = 6, buffered features, compiled",
     }
     return [
         [

@@ -4,8 +4,8 @@
 One epoch of `mimmx` against one of `baseline` in the brain bundle: same data, same encoder, and where the time goes.
 
 Three trainings take turns: `baseline`; `mimmx` with its estimator on buffered features, as the bundle does; and `mimmx`
-whose every estimator step encodes a fresh batch, as the method is written. Peak memory is what an epoch adds to
-a process with the bundle built.
+whose every estimator step encodes a fresh batch, as the method is written. On a GPU the first two are also compiled.
+Peak memory is what an epoch adds to a process with the bundle built.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "mimmx": {"method": "mimmx"},
     "mimmx_fresh_batches": {"method": "mimmx", "feature_batches": 0},
 }
+COMPILED = {f"{form}_compiled": FORMS[form] | {"compile": True} for form in ("baseline", "mimmx")}
+"""To compile for a processor takes longer than such an epoch."""
 
 
 class Stopwatch:
@@ -112,8 +114,9 @@ def measure(quick: bool = False, device: str = "cpu") -> dict[str, list[dict[str
     """All rows; ``quick``: sizes that only show that it runs."""
     scale, repeats, more = (0.02, 1, {"image_size": 32, "batch_size": 16}) if quick else (0.25, 11, {})
     more["device"] = device
+    forms = FORMS if device == "cpu" or quick else FORMS | COMPILED
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
-        trainers = {form: make_trainer(Path(name), scale, options, **more) for form, options in FORMS.items()}
+        trainers = {form: make_trainer(Path(name), scale, options, **more) for form, options in forms.items()}
         turns = take_turns({form: trainer.run for form, trainer in trainers.items()}, repeats)
         # Then where the time goes: on a GPU to ask after every part takes time itself.
         watches = {form: Stopwatch(trainer) for form, trainer in trainers.items()}
@@ -122,7 +125,7 @@ def measure(quick: bool = False, device: str = "cpu") -> dict[str, list[dict[str
             watches[form].start()
             trainers[form].run()
 
-        take_turns({form: partial(epoch, form) for form in FORMS}, 1 + repeats // 4, warm_up=0)
+        take_turns({form: partial(epoch, form) for form in forms}, 1 + repeats // 4, warm_up=0)
         memory = peak_megabytes(make_epoch, Path(name), scale, FORMS["mimmx"], more)
     rows = []
     for form, watch in watches.items():

@@ -30,7 +30,9 @@ def switches(bundle: str, device: str) -> dict[str, dict[str, Any]]:
     mixed = {name: {"amp": True, "amp_dtype": name} for name in names + ["float16"] * on_gpu}
     both = {f"{name}, channels_last": given | last for name, given in mixed.items()}
     # To compile for a processor takes longer than such an epoch, and a compiler that may not be there.
-    compiled = {"compile": {"compile": True}} if on_gpu and bundle == "brain_age" else {}
+    compiled = {"compile": {"compile": True}} if on_gpu else {}
+    if on_gpu and bundle != "brain_age":
+        compiled["bfloat16, compile"] = mixed["bfloat16"] | {"compile": True}
     return {"none": {}, **mixed, "channels_last": last, **both, **compiled}
 
 

@@ -111,8 +111,9 @@ class MIMMXTrainer(SupervisedTrainer):
         attention_temperature: weight of the entropy in the weighter's objective, in nats, above 0.
         max_grad_norm: the network's gradient norm is clipped to this; ``None`` for no clipping.
         kwargs: the other arguments of :class:`~monai.engines.SupervisedTrainer`; ``accumulation_steps`` must stay 1. With
-            ``compile`` the network is called compiled; ``trainer.network`` stays as it was given, so that what is saved
-            has the same names and evaluation needs no compiler.
+            ``compile`` the network and a dependence term with parameters are called compiled; ``trainer.network`` and
+            ``trainer.dependence`` stay as they were given, so that what is saved has the same names and evaluation needs
+            no compiler.
 
     The output of an iteration holds image, label, pred and, as scalars, loss, ``loss_<task>``, ``gamma_<task>``, and
     with a dependence term ``mi`` (the weighted sum), ``mi_<factor>`` per term, ``lambda`` and ``attention_<factor>``.
@@ -220,6 +221,10 @@ class MIMMXTrainer(SupervisedTrainer):
         # MONAI puts the compiled network in the place of the other; its state has other names, which no other run could
         # load. Both share their weights.
         self._called_network, self.network = self.network, network
+        self._called_dependence = dependence
+        if self.compile and has_parameters:
+            # Its steps are many and small: on a GPU it takes longer to start their operations than to compute them.
+            self._called_dependence = torch.compile(dependence, **(kwargs.get("compile_kwargs") or {}))
         # An iterator that outlived its epoch could not be restored when a training is resumed.
         self.add_event_handler(Events.EPOCH_STARTED, lambda: setattr(self, "_fresh_batches", None))
         if idist.get_world_size() > 1:
@@ -288,7 +293,7 @@ class MIMMXTrainer(SupervisedTrainer):
             f_y, f_z, labels = f_y[known], f_z[known], labels[known]
         if len(labels) < 2:
             return f_y.new_zeros(len(self.term_names))
-        return self.dependence(f_y, f_z.detach() if detach_z else f_z, labels)  # type: ignore[misc]
+        return self._called_dependence(f_y, f_z.detach() if detach_z else f_z, labels)  # type: ignore[misc, no-any-return]
 
     def _next_fresh(self) -> tuple[Tensor, Tensor, Tensor]:
         """Detached features of a batch that the encoder has not seen in this iteration."""

@@ -465,6 +465,22 @@ class TestSpeedSwitches:
         self.compare(1e-4, network=network, optimizer=optimizer)
 
     @pytest.mark.parametrize("compiler", [None, *COMPILERS])
+    @pytest.mark.parametrize("conditional", [False, True])
+    def test_compile_the_dependence(self, conditional, compiler):
+        torch.compiler.reset()
+        torch.manual_seed(0)
+        term = BlockMutualInformation(4, factors=(0, 1), conditional=conditional)
+        expected = copy.deepcopy(term)
+        f_y, f_z, labels = torch.randn(30, 4), torch.randn(30, 2, 4), torch.randint(2, (30, 3))
+        compiled = torch.compile(term, backend=compiler or "eager")
+        for rows in (30, 29, 20):  # as where some samples miss y
+            for call in (compiled, expected):
+                torch.manual_seed(rows)
+                call(f_y[:rows], f_z[:rows], labels[:rows]).sum().backward()
+        for parameter, other in zip(term.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("compiler", [None, *COMPILERS])
     def test_compile(self, tmp_path, compiler):
         torch.compiler.reset()
         graphs = []
@@ -474,7 +490,10 @@ class TestSpeedSwitches:
             return graph.forward
 
         trainer = self.compare(1e-3, compiler is None, compile=True, compile_kwargs={"backend": compiler or keep})
-        assert len(graphs) == (compiler is None)  # one, whole, for all steps
+        if compiler is None:
+            # One, whole, of the network for all steps; of the estimator one where it learns and one where it is frozen.
+            assert len(graphs) == 3
+        assert isinstance(trainer.dependence, BlockMutualInformation)  # as it was given
         CheckpointSaver(str(tmp_path), {"model": trainer.network}, save_final=True).attach(trainer)
         trainer.state.max_epochs = 4
         trainer.run()
