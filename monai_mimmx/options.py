@@ -138,6 +138,7 @@ RULES: dict[str, Rule] = {
     "beta_y": _number("finite", lambda value: True),
     "ema_decay": _number("at least 0 and below 1", lambda value: 0 <= value < 1),
     "learning_rate": _RATE,
+    "refine_learning_rate": _RATE,
     "mine_learning_rate": _RATE,
     "cohort_scale": _RATE,
     "n_b": _at_least(1),

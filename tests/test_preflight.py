@@ -638,6 +638,7 @@ def test_policies_of_chexpert(tmp_path, bundle):
         "refine_detach_z": "no",
         "refine_lambda_mi": -2,
         "refine_feature_batches": -1,
+        "refine_learning_rate": 0,
         "cod_columns": ["Flu"],
     }
     problems = check(folder, bundle=bundle, device="cpu", **more)
@@ -651,6 +652,7 @@ def test_policies_of_chexpert(tmp_path, bundle):
         "refine_detach_z must be True or False, got 'no'",
         "refine_lambda_mi must be .*0 or more, got -2",
         "refine_feature_batches must be .*0 or more, got -1",
+        "refine_learning_rate must be .*above 0, got 0",
     )
 
 

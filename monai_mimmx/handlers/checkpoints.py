@@ -244,7 +244,7 @@ class TrainingIdentity:
         task_names: Sequence[str],
         free: Sequence[str] = (
             *("amp", "dataset_dir", "device", "epochs", "output_dir"),
-            *("refine_detach_z", "refine_epochs", "refine_feature_batches", "refine_lambda_mi"),
+            *("refine_detach_z", "refine_epochs", "refine_feature_batches", "refine_lambda_mi", "refine_learning_rate"),
         ),
     ) -> None:
         compared = {name: value for name, value in settings.items() if name not in free}

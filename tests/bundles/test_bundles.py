@@ -228,20 +228,20 @@ def test_the_refinement_leaves_the_encoder_as_it_is(bundle, more, folders, tmp_p
 @pytest.mark.parametrize(
     ("bundle", "files", "given", "expected"),
     [
-        ("brain_age", ["train"], {}, (False, 3.0, 0)),
-        ("brain_age", ["train"], {"method": "rebalance"}, (True, 1.0, 2)),
-        ("brain_age", ["train"], {"sampling": "correlated"}, (True, 1.0, 2)),
-        ("pleural_effusion", ["train"], {}, (False, 3.0, 0)),
-        ("pleural_effusion", ["train"], {"lambda_mi": 0.5, "refine_feature_batches": 4}, (False, 1.5, 4)),
-        ("pleural_effusion", ["train"], {"refine_detach_z": True}, (True, 1.0, 2)),
-        ("pleural_effusion", ["train"], {"sampling": "correlated"}, (True, 1.5, 2)),
-        ("pleural_effusion", ["train"], {"conditional": False}, (True, 1.5, 2)),
-        ("pleural_effusion", ["train"], {"method": "rebalance"}, (True, 1.5, 2)),
-        ("pleural_effusion", ["train", "quick"], {}, (True, 1.0, 2)),
-        ("pleural_effusion_natural", ["train"], {"sampling": "balanced"}, (False, 3.0, 0)),
-        ("pleural_effusion_natural", ["train"], {"sampling": "balanced", "lambda_mi": 0.5}, (False, 1.5, 0)),
-        ("pleural_effusion_natural", ["train"], {"sampling": "correlated"}, (True, 4.5, 2)),
-        ("pleural_effusion_natural", ["train", "quick"], {"sampling": "balanced"}, (True, 3.0, 2)),
+        ("brain_age", ["train"], {}, (False, 3.0, 0, 1e-3)),
+        ("brain_age", ["train"], {"method": "rebalance"}, (True, 1.0, 2, 1e-3)),
+        ("brain_age", ["train"], {"sampling": "correlated"}, (True, 1.0, 2, 1e-3)),
+        ("pleural_effusion", ["train"], {}, (False, 3.0, 0, 3e-4)),
+        ("pleural_effusion", ["train"], {"lambda_mi": 0.5, "refine_feature_batches": 4}, (False, 1.5, 4, 3e-4)),
+        ("pleural_effusion", ["train"], {"refine_detach_z": True}, (True, 1.0, 2, 1e-3)),
+        ("pleural_effusion", ["train"], {"sampling": "correlated"}, (True, 1.5, 2, 1e-3)),
+        ("pleural_effusion", ["train"], {"conditional": False}, (True, 1.5, 2, 1e-3)),
+        ("pleural_effusion", ["train"], {"method": "rebalance"}, (True, 1.5, 2, 1e-3)),
+        ("pleural_effusion", ["train", "quick"], {}, (True, 1.0, 2, 4e-3)),
+        ("pleural_effusion_natural", ["train"], {"sampling": "balanced"}, (False, 3.0, 0, 3e-4)),
+        ("pleural_effusion_natural", ["train"], {"sampling": "balanced", "lambda_mi": 0.5}, (False, 1.5, 0, 3e-4)),
+        ("pleural_effusion_natural", ["train"], {"sampling": "correlated"}, (True, 4.5, 2, 1e-3)),
+        ("pleural_effusion_natural", ["train", "quick"], {"sampling": "balanced"}, (True, 3.0, 2, 4e-3)),
     ],
 )
 def test_the_refinement_has_its_own_dependence_where_batches_are_balanced(
@@ -252,10 +252,11 @@ def test_the_refinement_has_its_own_dependence_where_batches_are_balanced(
     parser.update(options(bundle, folders, tmp_path, refine_epochs=1) | given)
     parser["train#sampler"] = None  # so small a cohort lacks combinations that a balanced one needs
     trainer = parser.get_parsed_content("refine#trainer")
-    found = (trainer.detach_z, trainer.lambda_mi, trainer.feature_batches)
-    assert found == expected and parser.get_parsed_content("train#trainer").detach_z
+    found = (trainer.detach_z, trainer.lambda_mi, trainer.feature_batches, trainer.optimizer.param_groups[0]["lr"])
+    assert found == pytest.approx(expected) and parser.get_parsed_content("train#trainer").detach_z
     settings = parser.get_parsed_content("settings")
-    assert tuple(settings[f"refine_{name}"] for name in ("detach_z", "lambda_mi", "feature_batches")) == expected
+    names = ("detach_z", "lambda_mi", "feature_batches", "learning_rate")
+    assert [settings[f"refine_{name}"] for name in names] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,11 @@ def test_the_same_training_is_known_wherever_it_goes_on(tmp_path):
     torch.save(identity.state_dict(), tmp_path / "state.pt")
     stored = torch.load(tmp_path / "state.pt", weights_only=True)
     moved = settings | {"epochs": 9, "device": "cpu", "output_dir": "/b", "agreement": [0.9, 0.5]}
-    moved |= {"refine_lambda_mi": 3.0, "refine_detach_z": False}  # of a second part, which is run anew
+    moved |= {
+        "refine_lambda_mi": 3.0,
+        "refine_detach_z": False,
+        "refine_learning_rate": 3e-4,
+    }  # of a second part, which is run anew
     # The images may lie elsewhere, labels may be stored as another type, and only what is trained on counts.
     subsets = study(image=["/b/1.png", "/b/2.png", "/b/3.png"], sick=[0.0, 1.0, 1.0]) | {"bal": study()["bal"][:1]}
     TrainingIdentity(moved, subsets, ["sick", "sex"]).load_state_dict(stored)
