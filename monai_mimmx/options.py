@@ -7,6 +7,8 @@ from __future__ import annotations
 import math
 import numbers
 import os
+import platform
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -93,6 +95,16 @@ def _position(value: Any) -> str | None:
     return "be a number from 0 to 1 or 'foreground'"
 
 
+def _compile(value: Any) -> str | None:
+    if value is not True:
+        return _FLAG(value)
+    # Where PyTorch looks for the one that it compiles with, after the data have been read.
+    compiler = os.environ.get("CXX") or {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++")
+    if shutil.which(compiler):
+        return None
+    return f"be False without a C++ compiler: install {compiler}, or name another in the environment variable CXX"
+
+
 def _device(value: Any) -> str | None:
     try:
         torch.empty(0, device=torch.device(value))
@@ -108,6 +120,8 @@ _RATE = _number("above 0", lambda value: value > 0)
 _NOT_NEGATIVE = _at_least(0, whole=False)
 
 RULES: dict[str, Rule] = {
+    "amp_dtype": _one_of("float16", "bfloat16"),
+    "compile": _compile,
     "method": _one_of(*METHODS),
     "sampling": _one_of("correlated", "balanced"),
     "estimator": _one_of("per_factor", "joint"),

@@ -220,6 +220,8 @@ OPTIONS = {
     "dls": [("ture", "True or False"), (1, "True or False")],
     "ema": [("no", "True or False")],
     "amp": [("half", "True or False")],
+    "amp_dtype": [("float8", "'float16' or 'bfloat16'"), (16, "'float16' or 'bfloat16'")],
+    "compile": [("inductor", "True or False")],
     "conditional": [(0.5, "True or False")],
     "detach_z": [("yes", "True or False")],
     "resume": [("latest", "True or False")],
@@ -265,6 +267,19 @@ def test_wrong_options(study, name, value, expected):
     assert re.search(rf"^{name}(, .*,)? must .*{expected}.*, got {re.escape(repr(value))}\.$", text)
     if name not in ("image_column", "subject_column", "dataset_dir", "agreement"):  # without which there is no table
         tells(problems, re.escape(text))
+
+
+def test_to_compile_needs_a_compiler(study, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "none++")
+    tells(
+        check(study, compile=True),
+        r"compile must be False without a C\+\+ compiler: install none\+\+, or name .* CXX, got True",
+    )
+    compiler = tmp_path / "none++"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    assert not any("compiler" in text for text in told(check(study, compile=True)))
 
 
 @pytest.mark.parametrize("value", [-1.0, "much", float("nan")])
