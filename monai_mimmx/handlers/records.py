@@ -30,7 +30,7 @@ def has_tensorboard() -> bool:
 
 def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
-    The rows that an :class:`EpochRecorder` wrote, one per epoch; an epoch that was run again counts once, as last run.
+    The rows that an :class:`EpochRecorder` wrote, one per epoch: where a training went on from an earlier epoch, those of the last run.
 
     Args:
         path: the ``history.jsonl``; an absent file gives no rows.
@@ -42,12 +42,14 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     file = Path(path)
     if not file.is_file():
         return []
-    by_epoch = {}
+    rows: list[dict[str, Any]] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(json.JSONDecodeError):  # a line that a killed training left unfinished
             row = json.loads(line)
-            by_epoch[row["epoch"]] = row
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+            while rows and rows[-1]["epoch"] >= row["epoch"]:
+                rows.pop()
+            rows.append(row)
+    return rows
 
 
 class EpochRecorder:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -186,3 +187,10 @@ def test_failed_iteration_leaves_the_finished_epochs(tmp_path):
     with pytest.raises(IndexError):
         run(tmp_path / "h.jsonl", [1.0] * 3, 2)
     assert [row["epoch"] for row in read_history(tmp_path / "h.jsonl")] == [1]
+
+
+def test_a_training_that_goes_on_from_an_earlier_epoch_leaves_none_of_the_later_ones(tmp_path):
+    path = tmp_path / "history.jsonl"
+    rows = [{"epoch": epoch, "run": run} for run, epochs in enumerate(([1, 2, 3, 4, 5], [3, 4])) for epoch in epochs]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [(row["epoch"], row["run"]) for row in read_history(path)] == [(1, 0), (2, 0), (3, 1), (4, 1)]
