@@ -81,6 +81,11 @@ def write_comparison(
     own = [row for row in rows if "same_as" not in row]
     failed = [(row_title(row), row["seed"], row["error"]) for row in own if "error" in row]
     body = ""
+    for stale in (
+        *(folder / f"{name}.png" for name in CAPTIONS),
+        *folder.glob("table_*.csv"),
+    ):  # of a page before this one
+        stale.unlink(missing_ok=True)
     if done:
         for table in tables:
             write_csv(folder / f"table_{table.name}.csv", pd.DataFrame(table.lines, columns=table.header))
@@ -127,6 +132,8 @@ def write_results(folder: str | os.PathLike[str], docs: str | os.PathLike[str]) 
         if (file := folder / f"{name}.png").is_file():
             (docs / file.name).write_bytes(file.read_bytes())
             text += f"![{name}]({file.name})\n\n{CAPTIONS[name]}\n\n"
+        else:
+            (docs / file.name).unlink(missing_ok=True)
     write_text(docs / "results.md", text + (folder / "tables.md").read_text(encoding="utf-8"))
     return docs / "results.md"
 

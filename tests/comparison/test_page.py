@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -108,6 +109,11 @@ def test_strength_curves_where_the_agreement_was_swept(folder):
     results = write_results(folder, folder / "docs")
     assert re.findall(r"\]\((.*?)\)", results.read_text())[:3] == ["rows.json", "gaps.png", "strength.png"]
     assert (folder / "docs/strength.png").read_bytes() == (folder / "strength.png").read_bytes()
+    shutil.rmtree(folder / "rebalance")  # no sweep any more
+    write_comparison(folder)
+    write_results(folder, folder / "docs")
+    assert "strength" not in results.read_text()
+    assert not (folder / "strength.png").exists() and not (folder / "docs/strength.png").exists()
 
 
 @pytest.mark.parametrize("agreement", [[0.9, "natural"], "natural"])
