@@ -21,7 +21,7 @@ from monai_mimmx.data import Task, parse_tasks, read_table
 from monai_mimmx.data.tables import classify, read_columns, value_key
 from monai_mimmx.errors import check_writable, root_cause
 from monai_mimmx.files import write_json
-from monai_mimmx.handlers.weights import load_model
+from monai_mimmx.handlers.weights import load_model, require_checkpoint
 from monai_mimmx.options import require_options
 from monai_mimmx.report.figures import gap_figure, interval_figure, save_figures
 from monai_mimmx.report.page import html_table, picture, section, write_page
@@ -201,8 +201,7 @@ def audit_classifier(
     for file in [config] if isinstance(config, str) else config:
         if not Path(file).is_file():
             raise FileNotFoundError(f"there is no config {file}")
-    if not Path(ckpt).is_file():
-        raise FileNotFoundError(f"there is no checkpoint {ckpt}")
+    require_checkpoint(Path(ckpt), advice="name the weights of the classifier to audit with --ckpt")
     header = read_columns(Path(table), [subject_column or image_column], ["subject"]).columns
     subjects = subject_column or ("subject" if "subject" in header else image_column)
     tasks, left_out = attribute_tasks(

@@ -20,10 +20,10 @@ WEIGHTS = ("model", "state_dict", "network", "net")
 """Entries of a checkpoint that may hold the weights, the first found counts."""
 
 
-def require_checkpoint(path: Path) -> None:
+def require_checkpoint(path: Path, *, advice: str = "train first, or name another with --ckpt") -> None:
     """Raise FileNotFoundError where there is no such checkpoint."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}; train first, or name another with --ckpt.")
+        raise FileNotFoundError(f"there is no checkpoint {path}; {advice}.")
 
 
 def _read_weights(path: Path) -> dict[str, Any]:

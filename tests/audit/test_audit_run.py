@@ -101,7 +101,7 @@ def test_options_replace_those_of_the_config(study, capsys):
 @pytest.mark.parametrize(
     ("more", "other", "message"),
     [
-        ([], {"ckpt": "none.pt"}, "there is no checkpoint .*none.pt"),
+        ([], {"ckpt": "none.pt"}, "there is no checkpoint .*none.pt; name the weights of the classifier"),
         ([], {"config": "none.json"}, "there is no config .*none.json"),
         ([], {"table": "none.csv"}, "no table at .*none.csv"),
         ([], {"ckpt": "table.csv"}, "table.csv holds no weights that can be loaded"),
