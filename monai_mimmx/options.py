@@ -100,7 +100,8 @@ def _compile(value: Any) -> str | None:
         return _FLAG(value)
     # Where PyTorch looks for the one that it compiles with, after the data have been read.
     compiler = os.environ.get("CXX") or {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++")
-    if shutil.which(compiler):
+    for_gpu = os.environ.get("CC") or "gcc"
+    if shutil.which(compiler) or (torch.cuda.is_available() and shutil.which(for_gpu)):
         return None
     return f"be False without a C++ compiler: install {compiler}, or name another in the environment variable CXX"
 
