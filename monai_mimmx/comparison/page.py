@@ -81,10 +81,8 @@ def write_comparison(
     own = [row for row in rows if "same_as" not in row]
     failed = [(row_title(row), row["seed"], row["error"]) for row in own if "error" in row]
     body = ""
-    for stale in (
-        *(folder / f"{name}.png" for name in CAPTIONS),
-        *folder.glob("table_*.csv"),
-    ):  # of a page before this one
+    before = (*(folder / f"{name}.png" for name in CAPTIONS), *folder.glob("table_*.csv"))
+    for stale in before:  # what is not written again would look like this page's
         stale.unlink(missing_ok=True)
     if done:
         for table in tables:

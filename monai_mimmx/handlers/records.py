@@ -30,7 +30,8 @@ def has_tensorboard() -> bool:
 
 def read_history(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
-    The rows that an :class:`EpochRecorder` wrote, one per epoch: where a training went on from an earlier epoch, those of the last run.
+    The rows that an :class:`EpochRecorder` wrote, one per epoch: where a training went on from an earlier epoch,
+    those of the last run.
 
     Args:
         path: the ``history.jsonl``; an absent file gives no rows.

@@ -75,6 +75,7 @@ def product_partners(
     paired = (size > 1).nonzero()[:, 0]  # once: a GPU is waited for here
     start, size = start[paired], size[paired]
     offsets = torch.randperm(batch_size - 1, device=condition.device)[:negatives]
+    # All sizes are above 1, but compiled code may compute this for places beyond the last, too.
     shift = 1 + offsets[:, None] % (size - 1).clamp(min=1)
     return order[paired], order[start + (paired - start + shift) % size]
 
