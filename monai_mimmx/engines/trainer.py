@@ -221,7 +221,7 @@ class MIMMXTrainer(SupervisedTrainer):
         # MONAI puts the compiled network in the place of the other; its state has other names, which no other run could
         # load. Both share their weights.
         self._called_network, self.network = self.network, network
-        self._called_dependence = dependence
+        self._called_dependence: Any = dependence
         if self.compile and has_parameters:
             # Its steps are many and small: on a GPU it takes longer to start their operations than to compute them.
             self._called_dependence = torch.compile(dependence, **(kwargs.get("compile_kwargs") or {}))
@@ -293,7 +293,7 @@ class MIMMXTrainer(SupervisedTrainer):
             f_y, f_z, labels = f_y[known], f_z[known], labels[known]
         if len(labels) < 2:
             return f_y.new_zeros(len(self.term_names))
-        return self._called_dependence(f_y, f_z.detach() if detach_z else f_z, labels)  # type: ignore[misc, no-any-return]
+        return self._called_dependence(f_y, f_z.detach() if detach_z else f_z, labels)  # type: ignore[no-any-return]
 
     def _next_fresh(self) -> tuple[Tensor, Tensor, Tensor]:
         """Detached features of a batch that the encoder has not seen in this iteration."""
