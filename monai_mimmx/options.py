@@ -7,8 +7,6 @@ from __future__ import annotations
 import math
 import numbers
 import os
-import platform
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -95,17 +93,6 @@ def _position(value: Any) -> str | None:
     return "be a number from 0 to 1 or 'foreground'"
 
 
-def _compile(value: Any) -> str | None:
-    if value is not True:
-        return _FLAG(value)
-    # Where PyTorch looks for the one that it compiles with, after the data have been read.
-    compiler = os.environ.get("CXX") or {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++")
-    for_gpu = os.environ.get("CC") or "gcc"
-    if shutil.which(compiler) or (torch.cuda.is_available() and shutil.which(for_gpu)):
-        return None
-    return f"be False without a C++ compiler: install {compiler}, or name another in the environment variable CXX"
-
-
 def _device(value: Any) -> str | None:
     try:
         torch.empty(0, device=torch.device(value))
@@ -122,7 +109,6 @@ _NOT_NEGATIVE = _at_least(0, whole=False)
 
 RULES: dict[str, Rule] = {
     "amp_dtype": _one_of("float16", "bfloat16"),
-    "compile": _compile,
     "method": _one_of(*METHODS),
     "sampling": _one_of("correlated", "balanced"),
     "estimator": _one_of("per_factor", "joint"),
@@ -137,6 +123,7 @@ RULES: dict[str, Rule] = {
             "detach_z",
             "refine_detach_z",
             "amp",
+            "compile",
             "resume",
             "channels_last",
             "tensorboard",

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+import platform
+import shutil
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -60,6 +63,16 @@ def _gather(*parts: Tensor) -> tuple[Tensor, ...]:
         column.reshape(-1, *part.shape[1:]).to(dtype if part.is_floating_point() else part.dtype)
         for column, part in zip(columns, parts, strict=True)
     )
+
+
+def _require_compiler(device: str | torch.device, backend: Any) -> None:
+    """Tell at once what PyTorch would tell at the first step on a processor, after the data have been read."""
+    compiler = os.environ.get("CXX") or {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++")
+    if backend == "inductor" and torch.device(device).type == "cpu" and not shutil.which(compiler):
+        raise ValueError(
+            f"compile must be False without a C++ compiler: install {compiler}, or name another in the environment variable "
+            "CXX, got True."
+        )
 
 
 class MIMMXTrainer(SupervisedTrainer):
@@ -119,7 +132,7 @@ class MIMMXTrainer(SupervisedTrainer):
     with a dependence term ``mi`` (the weighted sum), ``mi_<factor>`` per term, ``lambda`` and ``attention_<factor>``.
 
     Raises:
-        ValueError: for options out of range or that contradict each other.
+        ValueError: for options out of range or that contradict each other, or a missing compiler.
         FloatingPointError: in training, when the loss or its gradient is not finite; the step is not taken.
 
     Example:
@@ -176,6 +189,9 @@ class MIMMXTrainer(SupervisedTrainer):
             raise ValueError(f"attention_temperature must be above 0, got {attention_temperature}.")
         if kwargs.get("accumulation_steps", 1) != 1:
             raise ValueError("accumulation_steps must be 1: the estimator is trained between encoder steps.")
+        compile_kwargs = kwargs.get("compile_kwargs") or {}
+        if kwargs.get("compile"):
+            _require_compiler(device, compile_kwargs.get("backend", "inductor"))
         has_parameters = dependence is not None and any(True for _ in dependence.parameters())
         if has_parameters and dependence_optimizer is None:
             raise ValueError("a dependence term with parameters needs dependence_optimizer to train them.")
@@ -224,7 +240,7 @@ class MIMMXTrainer(SupervisedTrainer):
         self._called_dependence: Any = dependence
         if self.compile and has_parameters:
             # Its steps are many and small: on a GPU it takes longer to start their operations than to compute them.
-            self._called_dependence = torch.compile(dependence, **(kwargs.get("compile_kwargs") or {}))
+            self._called_dependence = torch.compile(dependence, **compile_kwargs)
         # An iterator that outlived its epoch could not be restored when a training is resumed.
         self.add_event_handler(Events.EPOCH_STARTED, lambda: setattr(self, "_fresh_batches", None))
         if idist.get_world_size() > 1:
