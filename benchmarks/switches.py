@@ -23,16 +23,14 @@ from monai_mimmx.engines import computes_in_bfloat16
 NONE: dict[str, Any] = {"amp": False, "channels_last": False, "compile": False}
 
 
-def switches(bundle: str, device: str) -> dict[str, dict[str, Any]]:
-    """Those of a bundle on a device, by name; each with what it changes. A CPU that imitates bfloat16 would take minutes."""
+def switches(device: str) -> dict[str, dict[str, Any]]:
+    """Those of a device, by name; each with what it changes. A CPU that imitates bfloat16 would take minutes."""
     on_gpu, last = device != "cpu", {"channels_last": True}
     names = ["bfloat16"] if on_gpu or computes_in_bfloat16(device) else []
     mixed = {name: {"amp": True, "amp_dtype": name} for name in names + ["float16"] * on_gpu}
     both = {f"{name}, channels_last": given | last for name, given in mixed.items()}
     # To compile for a processor takes longer than such an epoch, and a compiler that may not be there.
     compiled = {"compile": {"compile": True}} if on_gpu else {}
-    if on_gpu and bundle != "brain_age":
-        compiled["bfloat16, compile"] = mixed["bfloat16"] | {"compile": True}
     return {"none": {}, **mixed, "channels_last": last, **both, **compiled}
 
 
@@ -47,7 +45,7 @@ def measure(quick: bool = False, device: str = "cpu") -> dict[str, list[dict[str
         with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
             trainers = {
                 switch: make_trainer(Path(name), scale, NONE | given, bundle=bundle, **more)
-                for switch, given in switches(bundle, device).items()
+                for switch, given in switches(device).items()
             }
             # The first epoch also finds out how to go about it, and compiles.
             turns = take_turns({switch: trainer.run for switch, trainer in trainers.items()}, repeats)
