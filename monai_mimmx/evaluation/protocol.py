@@ -253,10 +253,16 @@ class ExperimentEvaluation:
         cells = cell_index(data.labels, [task.num_classes for task in self.tasks])
         _, first = np.unique(cells, return_index=True)
         titles = [
-            ", ".join(task.class_names[label] for task, label in zip(self.tasks, data.labels[row], strict=True))
+            ", ".join(_told_class(task, label) for task, label in zip(self.tasks, data.labels[row], strict=True))
             for row in first
         ]
         return sample_figure(np.stack([upright(data[int(row)]["image"].numpy(), self.origin) for row in first]), titles)
+
+
+def _told_class(task: Task, label: int) -> str:
+    """A class so that it can stand alone: `Female`, but `age < 50` and `effusion 1`."""
+    name = task.class_names[label]
+    return name if name[:1].isalpha() else f"{task.name} {name}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _log(handlers: Sequence[Any], metrics: Mapping[str, Any]) -> None:

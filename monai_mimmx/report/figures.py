@@ -46,10 +46,10 @@ def _figure(height: float, width: float = WIDTH) -> Figure:
 
 
 class _Wrapper(textwrap.TextWrapper):
-    """Breaks lines after underscores too, as in the names of methods."""
+    """Breaks lines after underscores too, as in the names of methods, and not at no-break spaces."""
 
     def _split(self, text: str) -> list[str]:
-        return [part for part in re.split(r"(\s+)|(?<=[_-])", text) if part]
+        return [part for part in re.split(r"( +)|(?<=[_-])", text) if part]
 
 
 def _label(text: object, width: int = 14) -> str:

@@ -1,6 +1,6 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""What the records of an evaluation say of the code that made them; the evaluation itself is tested with the bundles."""
+"""What an evaluation records of the code that made it, and its words; the evaluation itself is tested with the bundles."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from monai_mimmx.data import parse_tasks
 from monai_mimmx.evaluation import protocol
 
 
@@ -35,3 +36,15 @@ def test_no_commit_where_the_package_is_installed_or_git_is_not(checkout, monkey
     assert protocol.source_commit() is None
     monkeypatch.setattr(protocol, "__file__", str(checkout / "site-packages/monai_mimmx/evaluation/protocol.py"))
     assert protocol.source_commit() is None
+
+
+def test_a_class_in_a_picture_s_title_tells_its_task_where_its_name_does_not():
+    sex, age, finding = parse_tasks(
+        [
+            {"name": "sex", "column": "Sex", "negative": ["Female"], "positive": ["Male"]},
+            {"name": "age", "column": "Age", "negative": "< 50", "positive": "> 60"},
+            {"name": "effusion", "column": "Pleural Effusion", "negative": [0], "positive": [1]},
+        ]
+    )
+    told = [protocol._told_class(task, label) for task, label in ((sex, 1), (age, 0), (finding, 1))]
+    assert [text.replace("\xa0", " ") for text in told] == ["Male", "age < 50", "effusion 1"]
