@@ -407,6 +407,16 @@ class _Check:
             except ValueError as error:
                 self.problems.append(ValueError(f"{path}: {error}"))
                 return
+            state = stored.get("trainer") or {}
+            epoch = state.get("iteration", 0) // (state.get("epoch_length") or 1)
+            if epoch > (epochs := self._value("epochs")):
+                self.problems.append(
+                    ValueError(
+                        f"{path} is of epoch {epoch}: go on with epochs of {epoch} or more, or train anew without "
+                        f"--resume, got epochs {epochs}"
+                    )
+                )
+                return
         self._checkpoint(parser, path)
 
 

@@ -15,6 +15,7 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from monai_mimmx.errors import root_cause
 from monai_mimmx.networks import MIMMXNet
 
 __all__ = ["extract_features"]
@@ -56,6 +57,7 @@ def extract_features(
     Raises:
         ValueError: for an unknown `layer`, another number of logits than classes, a network without a linear layer, or
             outputs that are not finite (names the file).
+        RuntimeError: the preprocessing fails on an image (names the file), or the network on a batch.
     """
     modules = dict(network.named_modules())
     if layer is not None and layer not in modules:
@@ -67,7 +69,7 @@ def extract_features(
 
     watched = [modules[layer]] if layer is not None else [m for m in modules.values() if isinstance(m, nn.Linear)]
     hooks = [module.register_forward_hook(keep, with_kwargs=True) for module in watched]
-    data = Dataset([{"image": image} for image in images], preprocessing)
+    data = Dataset([{"image": image} for image in images], _Named(preprocessing))
     loader = DataLoader(data, batch_size=batch_size, num_workers=num_workers)
     network = network.to(device)
     logits, features = [], []
@@ -93,6 +95,19 @@ def extract_features(
         for hook in hooks:
             hook.remove()
     return _as_logits(np.concatenate(logits)), np.concatenate(features)
+
+
+class _Named:
+    """A preprocessing whose errors name the image."""
+
+    def __init__(self, preprocessing: Any) -> None:
+        self.preprocessing = preprocessing
+
+    def __call__(self, item: Mapping[str, Any]) -> Any:
+        try:
+            return self.preprocessing(item)
+        except Exception as error:
+            raise RuntimeError(f"{item['image']}: {root_cause(error)}") from error
 
 
 def _first(output: Any) -> Tensor:

@@ -215,9 +215,12 @@ def _build(
         job = {"pixels": pixels, "paths": paths, "transform": transform, "expected": (dtype, first.shape)}
         failures = _fill_all(job, num_workers, progress)
         if failures:
-            index, cause = min(failures)
-            more = f" (and {len(failures) - 1} more files)" if len(failures) > 1 else ""
-            raise ValueError(f"{describe(index)}: {paths[index]}: {cause}{more}")
+            (index, cause), *others = sorted(failures)
+            named = "".join(f"; {paths[other]}: {why}" for other, why in others[:2])
+            more = f" (and {len(others)} more files{named}{'; ..' if others[2:] else ''})" if others else ""
+            raise ValueError(
+                f"{describe(index)}: {paths[index]}: {cause}{more}. Replace the files, or leave their rows out of the table"
+            )
         return pixels
 
     if cache_dir is None:

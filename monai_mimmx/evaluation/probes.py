@@ -85,8 +85,10 @@ def probe_matrix(
                 value = None
                 if possible:
                     model = make_pipeline(StandardScaler(), PROBES[name]())
-                    if name == "knn" and len(labels) < 15:
-                        model[-1].set_params(n_neighbors=len(labels))
+                    if (
+                        name == "knn" and len(labels) < 60
+                    ):  # of as many neighbours as samples the vote is always the same
+                        model[-1].set_params(n_neighbors=max(1, len(labels) // 4))
                     # float64: a nearly constant feature stays nearly constant when it is standardised.
                     model.fit(fit.features[rows, block].astype(np.float64), labels)
                     value = float(model.score(score.features[test_rows, block].astype(np.float64), test_labels))

@@ -52,6 +52,7 @@ from monai_mimmx.report import (
 __all__ = ["ExperimentEvaluation", "write_final_scores"]
 
 TEST_SETS = ("val", "inv", "bal")
+PICTURES = ("accuracy", "probes", "tsne", "cooccurrence", "samples", "training")
 
 
 class ExperimentEvaluation:
@@ -180,10 +181,18 @@ class ExperimentEvaluation:
         self.logger.info(f"the run in {self.output_dir} is finished, with these settings: nothing is left to resume.")
         return True
 
-    def discard(self) -> None:
-        """Remove metrics, report and card of an earlier run, so that a new one that stops early does not look whole."""
-        for name in ("metrics.json", "report.html", "model_card.md"):
-            (self.output_dir / name).unlink(missing_ok=True)
+    def discard(self, model: str | os.PathLike[str] | None = None) -> None:
+        """
+        Remove what an earlier run left, so that a new one that stops early does not look whole.
+
+        Args:
+            model: the earlier model's file, where the new run does not go on from it.
+        """
+        names = ("metrics.json", "report.html", "model_card.md", *(f"{name}.png" for name in PICTURES))
+        for path in (*map(self.output_dir.joinpath, names), *self.output_dir.glob("predictions_*.npz")):
+            path.unlink(missing_ok=True)
+        if model is not None:
+            Path(model).unlink(missing_ok=True)
 
     def _predict(self, name: str) -> Predictions:
         data = self.data[name]

@@ -11,6 +11,7 @@ from monai.networks.nets import DenseNet
 from torch import nn
 
 from monai_mimmx.audit import extract_features
+from monai_mimmx.errors import root_cause
 from monai_mimmx.networks import MIMMXNet
 
 IMAGES = [str(i) for i in range(7)]
@@ -151,3 +152,14 @@ def test_errors():
     network = Wrapped(lambda x: torch.where(torch.arange(len(x))[:, None] == 1, torch.nan, x))
     with pytest.raises(ValueError, match="^1: the network's output for it is not finite"):
         extract(network)
+
+
+def test_an_image_that_cannot_be_read_is_named():
+    def spoilt(item):
+        if item["image"] == "4":
+            raise OSError("image file is truncated")
+        return load(item)
+
+    with pytest.raises(RuntimeError) as caught:
+        extract_features(Wrapped(lambda x: x), IMAGES, spoilt, num_classes=2, device="cpu", progress=False)
+    assert str(root_cause(caught.value)) == "4: image file is truncated"

@@ -241,12 +241,22 @@ def test_batches_that_lack_a_class_train(folders, tmp_path):
     assert np.isfinite(metrics["mi"])
 
 
-def test_a_run_that_fails_does_not_leave_the_metrics_of_an_earlier_one(folders, tmp_path):
-    (tmp_path / "metrics.json").write_text("{}")
+def test_a_run_that_fails_leaves_nothing_of_an_earlier_one(folders, tmp_path):
+    train("brain_age", folders, tmp_path)
+    made = {path.name for path in tmp_path.rglob("*.*")}
+    whole = {"metrics.json", "report.html", "model_card.md", "model.pt", "predictions_bal.npz", "samples.png"}
+    assert whole <= made
     more = {"learning_rate": 1e30, "train#trainer#max_grad_norm": None, "epochs": 4}
     with pytest.raises(Exception, match="Failed to evaluate"):
         train("brain_age", folders, tmp_path, **more)
-    assert not (tmp_path / "metrics.json").exists()
+    left = {path.name for path in tmp_path.rglob("*.*")}
+    assert not whole & left and not [name for name in left if name.endswith((".png", ".npz"))]
+
+
+def test_an_earlier_checkpoint_of_more_epochs_is_told_before_the_start(folders, tmp_path):
+    train("brain_age", folders, tmp_path, epochs=3, method="baseline")
+    message = "is of epoch 3: go on with epochs of 3 or more, .*got epochs 2"
+    fails(ValueError, message, "brain_age", folders, tmp_path, epochs=2, method="baseline", resume=True)
 
 
 def test_a_loss_that_turns_nan_stops_and_keeps_the_checkpoint(folders, tmp_path):

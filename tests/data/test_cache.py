@@ -230,7 +230,10 @@ def test_bad_files_are_named(frame, row, workers):
 def test_all_bad_files_are_counted(frame):
     for row in (4, 20, 33):
         Image.fromarray(np.zeros((8, 6), np.uint8)).save(frame["image"][row])
-    fails(frame, rf"row 4: {frame['image'][4]}: after the transforms all its pixels are 0 \(and 2 more files\)")
+    cause = "after the transforms all its pixels are 0"
+    others = "; ".join(f"{frame['image'][row]}: {cause}" for row in (20, 33))
+    told = rf"row 4: {frame['image'][4]}: {cause} \(and 2 more files; {others}\). Replace the files, or leave their rows out"
+    fails(frame, told)
 
 
 def test_wrong_shape_names_both(frame):

@@ -51,6 +51,12 @@ def test_planted_leak_is_found_where_it_is(name):
     assert result[name]["f_site"]["sex"] < 0.58
 
 
+def test_knn_reads_a_leak_from_few_samples():
+    """With as many neighbours as samples it would say one class to all, which reads like no leak."""
+    fit, score = made(12, "f", seed=0, leak=8.0), made(800, "s", seed=1, leak=8.0)
+    assert probe_matrix(fit, score, probes=["knn"])["knn"]["f_y"]["sex"] > 0.75
+
+
 def test_knn_needs_the_nonlinear_part():
     """A ring around a disc: no line parts them, neighbours do."""
 
