@@ -178,7 +178,7 @@ def plan_runs(
         raise ValueError(f"an agreement is a share from 0 to 1, got {', '.join(f'{value:g}' for value in wrong)}")
     if len({f"{value:g}" for value in agreements}) < len(agreements):
         raise ValueError(f"expected different agreements, got {', '.join(f'{value:g}' for value in agreements)}")
-    usual = ConfigParser(ConfigParser.load_config_files([str(file) for file in files])).get("agreement")
+    usual = ConfigParser(_read_configs(files)).get("agreement")
 
     def swept(agreement: float) -> Any:
         each = isinstance(usual, Sequence) and not isinstance(usual, str)
@@ -209,6 +209,16 @@ def plan_runs(
     return runs
 
 
+def _read_configs(files: Sequence[Path]) -> dict[str, Any]:
+    """What config files say together; a ValueError names the one that cannot be read."""
+    for file in files:
+        try:
+            ConfigParser.load_config_file(str(file))
+        except ValueError as error:
+            raise ValueError(f"the config {file} cannot be read: {error}") from error
+    return ConfigParser.load_config_files([str(file) for file in files])
+
+
 def _same_settings(
     files: Sequence[Path], methods: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]
 ) -> list[list[str]]:
@@ -220,7 +230,7 @@ def _same_settings(
     Raises:
         ValueError: an option that the config cannot resolve.
     """
-    config = ConfigParser.load_config_files([str(file) for file in files])
+    config = _read_configs(files)
     keys = list(dict.fromkeys(key for own in methods.values() for key in own))
     groups: dict[tuple[str | None, ...], list[str]] = {}
     for name, own in methods.items():

@@ -311,7 +311,8 @@ def read_columns(
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         if "fields in line" in str(error):
             raise_problems([*problems, _too_many_cells(path, len(header))])
-        raise ValueError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
+        advice = "; save it in UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise ValueError(f"{path} cannot be read as CSV in UTF-8: {error}{advice}") from error
     if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first column for one of names then
         raise_problems([*problems, _too_many_cells(path, len(header))])
     frame.columns = header

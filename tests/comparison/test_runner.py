@@ -366,6 +366,12 @@ def test_wrong_plans(bundle, more, message):
         execute_runs([], jobs=0)
 
 
+def test_a_config_that_is_no_json_is_named(bundle, tmp_path):
+    (tmp_path / "mine.json").write_text('{"epochs": 3')
+    with pytest.raises(ValueError, match=r"the config .*mine\.json cannot be read: Expecting"):
+        runs(bundle, "baseline", overlays=[tmp_path / "mine.json"])
+
+
 def test_compare_writes_tables(bundle, capsys):
     output = bundle.parent / "out"
     arguments = [

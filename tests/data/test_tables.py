@@ -334,3 +334,9 @@ def test_any_text_in_a_table_is_read_or_refused_naming_the_file(tmp_path_factory
         assert str(folder / "labels.csv") in str(error), str(error)
     else:
         assert frame["age_group"].isin([0, 1]).all() and frame["sex"].isin([-1, 0, 1]).all()
+
+
+def test_a_table_in_another_encoding(tmp_path):
+    (tmp_path / "labels.csv").write_bytes("image,subject,age,sex\na.png,Müller,40,F\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"cannot be read as CSV in UTF-8: .* can't decode .*; save it in UTF-8"):
+        read_table(tmp_path / "labels.csv", parse_tasks([AGE, SEX]))
