@@ -85,9 +85,8 @@ def probe_matrix(
                 value = None
                 if possible:
                     model = make_pipeline(StandardScaler(), PROBES[name]())
-                    if (
-                        name == "knn" and len(labels) < 60
-                    ):  # of as many neighbours as samples the vote is always the same
+                    if name == "knn" and len(labels) < 60:
+                        # Of as many neighbours as samples the vote is always the same, which looks like chance.
                         model[-1].set_params(n_neighbors=max(1, len(labels) // 4))
                     # float64: a nearly constant feature stays nearly constant when it is standardised.
                     model.fit(fit.features[rows, block].astype(np.float64), labels)
