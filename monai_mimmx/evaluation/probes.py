@@ -37,7 +37,8 @@ def probe_matrix(
     Args:
         fit: balanced data that the network was not trained on, to fit the probes. Rows without a label are left out.
         score: balanced data of other subjects, to score them.
-        probes: "linear" (logistic regression) and/or "knn" (15 nearest neighbours), on standardised features.
+        probes: "linear" (logistic regression) and/or "knn" (15 nearest neighbours; of fewer than 60 samples a quarter), on
+            standardised features.
         seed: seed of the choice of `max_fit` rows.
         max_fit: fit on this many rows at most; None for all.
 
