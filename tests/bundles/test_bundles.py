@@ -240,8 +240,8 @@ def test_the_refinement_leaves_the_encoder_as_it_is(bundle, more, folders, tmp_p
         ("pleural_effusion", ["train", "quick"], {}, (True, 1.0, 2, 4e-3)),
         ("pleural_effusion_natural", ["train"], {"sampling": "balanced"}, (False, 3.0, 0, 3e-4)),
         ("pleural_effusion_natural", ["train"], {"sampling": "balanced", "lambda_mi": 0.5}, (False, 1.5, 0, 3e-4)),
-        ("pleural_effusion_natural", ["train"], {"sampling": "correlated"}, (True, 4.5, 2, 1e-3)),
-        ("pleural_effusion_natural", ["train", "quick"], {"sampling": "balanced"}, (True, 3.0, 2, 4e-3)),
+        ("pleural_effusion_natural", ["train"], {"sampling": "correlated"}, (True, 1.5, 2, 1e-3)),
+        ("pleural_effusion_natural", ["train", "quick"], {"sampling": "balanced"}, (True, 1.0, 2, 4e-3)),
     ],
 )
 def test_the_refinement_has_its_own_dependence_where_batches_are_balanced(

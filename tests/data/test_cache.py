@@ -243,7 +243,7 @@ def test_wrong_shape_names_both(frame):
 
 @pytest.mark.parametrize(
     ("value", "match"),
-    [(np.nan, "it holds NaN or infinite pixels$"), (-np.inf, "NaN or inf"), (-7e4, "beyond float16")],
+    [(np.nan, "it holds NaN or infinite pixels\\. Replace"), (-np.inf, "NaN or inf"), (-7e4, "beyond float16")],
 )
 def test_bad_pixels(frame, value, match):
     def spoil(item):
