@@ -178,7 +178,8 @@ def plan_runs(
         raise ValueError(f"an agreement is a share from 0 to 1, got {', '.join(f'{value:g}' for value in wrong)}")
     if len({f"{value:g}" for value in agreements}) < len(agreements):
         raise ValueError(f"expected different agreements, got {', '.join(f'{value:g}' for value in agreements)}")
-    usual = ConfigParser(_read_configs(files)).get("agreement")
+    config = _read_configs(files)
+    usual: Any = config.get("agreement")
 
     def swept(agreement: float) -> Any:
         each = isinstance(usual, Sequence) and not isinstance(usual, str)
@@ -198,7 +199,7 @@ def plan_runs(
             command += [f"--{key}", value if isinstance(value, str) else repr(value)]
         return PlannedRun(name, seed, folder, given, tuple(command), agreement=agreement)
 
-    groups = _same_settings(files, methods, options or {})
+    groups = _same_settings(config, files[0], methods, options or {})
     runs = []
     for seed in seeds:
         for names in groups:
@@ -220,7 +221,7 @@ def _read_configs(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def _same_settings(
-    files: Sequence[Path], methods: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]
+    config: Mapping[str, Any], file: Path, methods: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]
 ) -> list[list[str]]:
     """
     The names of the methods, those together whose options the config resolves to the same values.
@@ -230,7 +231,6 @@ def _same_settings(
     Raises:
         ValueError: an option that the config cannot resolve.
     """
-    config = _read_configs(files)
     keys = list(dict.fromkeys(key for own in methods.values() for key in own))
     groups: dict[tuple[str | None, ...], list[str]] = {}
     for name, own in methods.items():
@@ -240,7 +240,7 @@ def _same_settings(
             found = (parser.get_parsed_content(key, instantiate=False) if key in parser else None for key in keys)
             values = tuple(None if value is None else repr(value) for value in found)
         except Exception as error:  # whatever an expression raises
-            raise ValueError(f"{files[0]} cannot resolve the options of {name}: {root_cause(error)}") from error
+            raise ValueError(f"{file} cannot resolve the options of {name}: {root_cause(error)}") from error
         groups.setdefault(values, []).append(name)
     return list(groups.values())
 
