@@ -15,7 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-__all__ = ["Problems", "check_writable", "first_three", "raise_problems", "root_cause", "show_root_cause"]
+__all__ = ["Problems", "check_writable", "first_line", "first_three", "raise_problems", "root_cause", "show_root_cause"]
 
 
 class Problems(ValueError):
@@ -44,6 +44,20 @@ class Problems(ValueError):
         else:
             lines = [f"  {number}. {error}" for number, error in enumerate(self.errors, start=1)]
             super().__init__("\n".join([f"{len(lines)} problems:", *lines]))
+
+
+def first_line(error: BaseException) -> str:
+    """
+    The first line of what an error says, or its kind where it says nothing.
+
+    Args:
+        error: whose.
+
+    Example:
+        >>> first_line(ValueError("\\nno such file\\nand a trace")), first_line(KeyboardInterrupt())
+        ('no such file', 'KeyboardInterrupt')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def first_three(items: Sequence[Any], separator: str = ", ") -> str:

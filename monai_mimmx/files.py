@@ -8,15 +8,30 @@ import contextlib
 import glob
 import json
 import os
+import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 import torch
 
-__all__ = ["replacing", "spreadsheet_text", "write_checkpoint", "write_csv", "write_json", "write_text"]
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "held_by_process",
+    "locked",
+    "replacing",
+    "spreadsheet_text",
+    "write_checkpoint",
+    "write_csv",
+    "write_json",
+    "write_text",
+]
 
 _FORMULA = re.compile(r"[=@\t\r]|[+-](?!(\d+(\.\d+)?( ± \d+(\.\d+)?)?)?$)")
 
@@ -31,6 +46,71 @@ def _is_alive(process: str) -> bool:
         except (ProcessLookupError, OverflowError):
             return False
     return True
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[int | None]:
+    """
+    Hold a file's lock, which processes that inherit its descriptor hold too.
+
+    Args:
+        path: of a file to lock; it is made, and left where it is.
+        wait: for another process that holds it.
+
+    Yields:
+        the file's descriptor; None where another process holds the lock, -1 where there are no locks, as on Windows and on
+        some network file systems.
+
+    Example:
+        >>> with locked(".lock") as first, locked(".lock") as second:
+        ...     first is None, second is None
+        (False, True)
+    """
+    if fcntl is None:
+        yield -1
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield None
+        except OSError:
+            yield -1
+        else:
+            yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def held_by_process(path: str | os.PathLike[str]) -> TextIO | None:
+    """
+    Hold a file's lock for this process, and for none of those that it starts, until what is returned is closed.
+
+    Args:
+        path: of a file to lock; it is made, tells the process and its computer, and is left where it is.
+
+    Returns:
+        the file; None where another process holds the lock. Where there are no locks nothing is held.
+
+    Example:
+        >>> file = held_by_process(".training.lock")
+        >>> Path(".training.lock").read_text().startswith(f"process {os.getpid()} on ")
+        True
+    """
+    file = Path(path).open("a+", encoding="utf-8")  # noqa: SIM115
+    if fcntl is not None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            return None
+        except OSError:  # some network file systems have no locks
+            pass
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    return file
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from monai_mimmx.errors import raise_problems
+from monai_mimmx.errors import first_line, raise_problems
 
 __all__ = ["known_options", "option_problems", "require_options"]
 
@@ -98,7 +98,7 @@ def _device(value: Any) -> str | None:
         torch.empty(0, device=torch.device(value))
     except Exception as error:
         devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         return f"be a device of this machine, such as {', '.join(devices)} ({reason})"
     return None
 

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -26,8 +26,9 @@ from monai_mimmx.data.cache import blank_subsets, cached_file, load_image
 from monai_mimmx.data.cohort_folder import MARKER_NAME
 from monai_mimmx.data.headers import check_headers
 from monai_mimmx.data.splits import describe_subsets
-from monai_mimmx.errors import Problems, check_writable, first_three, root_cause
+from monai_mimmx.errors import Problems, check_writable, first_line, first_three, root_cause
 from monai_mimmx.evaluation.refit import check_refit
+from monai_mimmx.files import held_by_process
 from monai_mimmx.handlers.weights import load_model, require_checkpoint
 from monai_mimmx.options import known_options, option_problems
 
@@ -38,6 +39,12 @@ WORDS = {"true": True, "false": False, "null": None}
 
 NOT_OPTIONS = ("save_execute_config",)
 """Ids that MONAI reads by itself."""
+
+AS_TRAINED = {
+    **{name: name for name in ("image_size", "slice_position", "spatial_dims")},
+    "strides": "network_def#encoder#strides",
+}
+"""Settings of a training, and the ids in which an inference must be alike though the weights would fit without."""
 
 WRITES_WHEN_MADE = ("TensorBoard", "MLFlow")
 """Parts of the names of handlers that make files as soon as they exist."""
@@ -71,7 +78,8 @@ class Preflight:
     Args:
         seconds: for the headers of the images.
         decode: images that are decoded.
-        checkpoint: file that is about to be evaluated or predicted with; None: there is none.
+        checkpoint: file that is about to be evaluated or predicted with; None: there is none, and the run is a training,
+            for which `output_dir` is locked until the process ends: a second one is refused.
 
     Raises:
         ValueError: for negative numbers.
@@ -97,6 +105,7 @@ class Preflight:
             raise ValueError(f"expected seconds and decode of 0 or more, got {seconds} and {decode}")
         self.seconds, self.decode = seconds, decode
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self._lock: TextIO | None = None
         self.logger = logging.getLogger("monai_mimmx")
 
     def __call__(self, rank: int = 0) -> None:
@@ -118,6 +127,8 @@ class Preflight:
                 check.run(check_only)
             if check.problems:
                 raise Problems(check.problems)
+            if not check_only and "output_dir" in parser and self.checkpoint is None:
+                self._claim(Path(parser.get_parsed_content("output_dir")))
             lines = [*check.lines, f"nothing is wrong; this took {time.perf_counter() - started:.1f} s"]
             if check_only:
                 print("\n".join([*lines, *check.tables]))
@@ -125,6 +136,14 @@ class Preflight:
                 self.logger.info("checked before the start: " + "; ".join(lines))
         if check_only:
             raise SystemExit(0)
+
+    def _claim(self, folder: Path) -> None:
+        """Keep other trainings from a folder until this process ends, or the config that it runs is no more."""
+        path = folder / ".training.lock"
+        self._lock = held_by_process(path)
+        if self._lock is None:
+            told = f"another training writes to output_dir {folder} ({path.read_text(encoding='utf-8')})"
+            raise Problems([ValueError(f"{told}: name another folder, or wait until that process has ended")])
 
 
 def _is_word(value: Any) -> bool:
@@ -199,7 +218,7 @@ class _Check:
         if isinstance(cause, ValueError | OSError):
             self.problems.append(cause)
         else:  # not meant for the user's eyes, so that its kind and place help
-            self.problems.append(ValueError(f"{_place(error, name)}: {type(cause).__name__}: {_first_line(cause)}"))
+            self.problems.append(ValueError(f"{_place(error, name)}: {type(cause).__name__}: {first_line(cause)}"))
         return cause
 
     def _unused(self) -> None:
@@ -247,8 +266,39 @@ class _Check:
         if "dataset_dir" not in self.wrong and (items := self._value("datalist")) is not None:
             self._images([item["image"] for item in items], "preprocessing")
         if self.settings.checkpoint is not None:
+            self._as_trained(self.settings.checkpoint)
             fits = "network" in self.config and {*self.wrong} <= {*self.shipped}
             self._checkpoint(self._trial_parser({}) if fits else None, self.settings.checkpoint)
+
+    def _as_trained(self, checkpoint: Path) -> None:
+        """Whether images and classes are those of the training, where its records are beside the checkpoint's folder."""
+        record = checkpoint.parent.parent / "metrics.json"
+        try:
+            metrics = json.loads(record.read_text(encoding="utf-8"))
+            trained, classes = metrics["config"], [[*names] for names in metrics["classes"].values()]
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ):  # not of this toolkit, or moved: nothing to hold
+            return
+        for name, key in AS_TRAINED.items():
+            if name not in trained or key not in self.parser or name in self.wrong:
+                continue
+            if (value := self._value(key)) != trained[name]:
+                told = (
+                    f"{key} is {value!r}, but was {trained[name]!r} in the training of {checkpoint}, as {record} tells"
+                )
+                self.problems.append(ValueError(f"{told}: pass --{key} '{trained[name]}', or the training's overlay"))
+        if "parsed_tasks" in self.config and (tasks := self._value("parsed_tasks")) is not None:
+            now = [task.class_names for task in tasks]
+            if now != classes:
+                told = f"the classes of the tasks are {now}, but were {classes} in the training of {checkpoint}"
+                self.problems.append(
+                    ValueError(f"{told}, as {record} tells: give the same tasks, such as by the training's overlay")
+                )
 
     def _table(self, tasks: Any, values: Mapping[str, Any]) -> tuple[dict[str, pd.DataFrame] | None, list[str]]:
         """The subsets, and the distinct images of all rows that could be read."""
@@ -366,14 +416,14 @@ class _Check:
                 network(image)
         except Exception as error:
             told = f"the network cannot take images of shape {tuple(shape)}: try another image_size or encoder"
-            self.problems.append(ValueError(f"{told} ({_first_line(error)})"))
+            self.problems.append(ValueError(f"{told} ({first_line(error)})"))
         else:
             if "train#prepare_batch" in parser and (prepare := self._value("train#prepare_batch", parser)):
                 try:
                     prepare({"image": image, "label": torch.zeros(2, len(names), dtype=torch.int64)}, image.device)
                 except Exception as error:
                     told = f"train#prepare_batch cannot take images of shape {tuple(shape)}"
-                    self.problems.append(ValueError(f"{told}: {_first_line(error)}"))
+                    self.problems.append(ValueError(f"{told}: {first_line(error)}"))
         if self._value("method", parser) == "dfr" and "select" in subsets:
             try:
                 labels = subsets["select"][names].to_numpy(dtype=np.int64)
@@ -418,10 +468,6 @@ class _Check:
                 )
                 return
         self._checkpoint(parser, path)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _place(error: BaseException, name: str) -> str:

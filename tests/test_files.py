@@ -1,6 +1,9 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
+import errno
 import json
+import os
+import platform
 import subprocess
 import sys
 
@@ -8,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from monai_mimmx import files
 from monai_mimmx.files import replacing, write_checkpoint, write_csv, write_json, write_text
 
 
@@ -80,3 +84,41 @@ def test_signed_figures_of_a_table_are_no_formulas(tmp_path):
     write_csv(tmp_path / "a.csv", pd.DataFrame({"gap": cells}))
     stored = (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()[1:]
     assert stored == [*cells[:4], *(f"'{cell}" for cell in cells[4:])]
+
+
+def test_where_the_file_system_has_no_locks_nothing_counts_as_held(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    with files.locked(tmp_path / "lock") as first, files.locked(tmp_path / "lock") as second:
+        assert first is not None and second is None
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with files.locked(tmp_path / "lock") as held:
+        assert held == -1
+
+
+def test_a_lock_of_a_process_is_told_with_its_holder_and_ends_with_it(tmp_path):
+    path = tmp_path / "lock"
+    code = (
+        "import sys; from monai_mimmx.files import held_by_process; held = held_by_process(sys.argv[1]); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        assert files.held_by_process(path) is None
+        assert path.read_text() == f"process {other.pid} on {platform.node()}"
+        other.communicate()
+    with (
+        files.held_by_process(path),
+        files.held_by_process(path),
+    ):  # of one process: they do not stand in each other's way
+        assert path.read_text() == f"process {os.getpid()} on {platform.node()}"
+
+
+def test_a_lock_of_a_process_where_there_are_none(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "lockf", refuse)
+    with files.held_by_process(tmp_path / "lock"), files.held_by_process(tmp_path / "lock") as second:
+        assert second is not None

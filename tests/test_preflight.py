@@ -211,6 +211,57 @@ def test_an_inference_that_cannot_be_is_told(study, more, message):
     tells(infer(study, ckpt=checkpoint_of(study), **more), message)
 
 
+def record_of(folder, **changed):
+    """A checkpoint where a training leaves it, with the training's records beside."""
+    records = {
+        "config": {"image_size": 16, "slice_position": 0.5, "spatial_dims": 2, "strides": [2, 2, 1, 1]},
+        "classes": {"y": ["< 51", "> 57"], "sex": ["female", "male"], "dataset": ["NAKO", "UKB"]},
+    }
+    ckpt = folder.parent / "trained" / "models" / "model.pt"
+    ckpt.parent.mkdir(parents=True)
+    shutil.move(checkpoint_of(folder), ckpt)
+    (ckpt.parents[1] / "metrics.json").write_text(json.dumps(records | changed))
+    return str(ckpt)
+
+
+def test_an_inference_is_held_to_the_images_and_classes_of_the_training(study):
+    ckpt = record_of(study)
+    assert not told(infer(study, ckpt=ckpt))
+    tells(
+        infer(study, ckpt=ckpt, image_size=20, slice_position=0.4, **{"network_def#encoder#strides": [1, 2, 2, 1]}),
+        "image_size is 20, but was 16 in the training of .*model.pt, as .*metrics.json tells: pass --image_size '16'",
+        "slice_position is 0.4, but was 0.5",
+        r"network_def#encoder#strides is \[1, 2, 2, 1\], but was \[2, 2, 1, 1\] .*or the training's overlay",
+    )
+    tells(
+        infer(study, ckpt=ckpt, **{"tasks#1#negative": ["f"]}), r"\['f', 'male'\], .*, but were .*\['female', 'male'\]"
+    )
+
+
+@pytest.mark.parametrize("records", ["{", "[]", "{}", '{"config": 3, "classes": []}'])
+def test_records_that_tell_nothing_hold_an_inference_to_nothing(study, records):
+    ckpt = record_of(study)
+    (study.parent / "trained" / "metrics.json").write_text(records)
+    assert not told(infer(study, ckpt=ckpt, image_size=20))
+
+
+def test_a_second_training_in_the_same_folder_is_refused(study, tmp_path):
+    code = (
+        "import sys; from monai_mimmx.files import held_by_process; held = held_by_process(sys.argv[1]); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    output = study.parent / "output"
+    output.mkdir(exist_ok=True)
+    lock = output / ".training.lock"
+    with subprocess.Popen([sys.executable, "-c", code, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        tells(
+            check(study, output_dir=str(output)), f"another training writes to output_dir .* .process {other.pid} on "
+        )
+        other.communicate()
+    assert not told(check(study, output_dir=str(output)))
+
+
 def test_an_inference_needs_no_bundle_around_its_config(study, tmp_path):
     assert not told(infer(study, ckpt=checkpoint_of(study), bundle_root=str(tmp_path)))
 
@@ -539,7 +590,7 @@ def replace(path, change):
 DAMAGES = {
     "cut in half": (lambda content: content[: len(content) // 2], "it cannot be read as an image"),
     "header only": (lambda content: content[:60], "it cannot be read as an image"),
-    "empty": (lambda content: b"", "it cannot be read as an image"),
+    "empty": (lambda content: b"", r"it cannot be read as an image \(the file is empty"),
     "not an image": (lambda content: b"not an image, but a text" * 50, "it cannot be read as an image"),
 }
 
@@ -582,6 +633,18 @@ def test_images_that_are_whole_and_of_no_use(tmp_path, damage, message):
     (study / "images/7.nii").unlink()
     damage(study / "images/7.nii")
     tells(check(study, **{"preflight#decode": 72}), rf"1 of 72 images looked at .*images/7\.nii: .*{message}")
+
+
+def test_a_volume_among_flat_images_is_told_from_its_header(tmp_path):
+    study = make_study(tmp_path / "study", "nii")
+    (study / "images/7.nii").unlink()
+    volume(np.random.default_rng(0).random((20, 20, 5)))(study / "images/7.nii")
+    overlay = {"load#transforms": [{"_target_": "LoadGrayscaled", "keys": "image", "spatial_dims": 2}]}
+    for decoded in (1, 72):
+        tells(
+            check(study, **{"preflight#decode": decoded}, **overlay),
+            r"^1 of 72 images looked at cannot be used: .*7\.nii: .*expected an image of 2 axes, got 20x20x5",
+        )
 
 
 def test_a_doubtful_end_is_decoded_before_it_is_told(tmp_path):
@@ -800,5 +863,5 @@ def test_no_truncation_passes_that_the_decoder_refuses(tmp_path_factory, cut, ki
     try:
         transform({"image": str(part)})
     except Exception:
-        assert not monai_mimmx.data.headers.looks_whole(part)
+        assert monai_mimmx.data.headers.image_axes(part) is None
     shutil.rmtree(folder)

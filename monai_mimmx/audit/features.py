@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import DataLoader, Dataset
+from monai.data import DataLoader
 from monai.networks.utils import eval_mode
-from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from monai_mimmx.errors import root_cause
+from monai_mimmx.data import ImageFileDataset
 from monai_mimmx.networks import MIMMXNet
 
 __all__ = ["extract_features"]
@@ -69,14 +68,14 @@ def extract_features(
 
     watched = [modules[layer]] if layer is not None else [m for m in modules.values() if isinstance(m, nn.Linear)]
     hooks = [module.register_forward_hook(keep, with_kwargs=True) for module in watched]
-    data = Dataset([{"image": image} for image in images], _Named(preprocessing))
+    data = ImageFileDataset([{"image": image} for image in images], preprocessing)
     loader = DataLoader(data, batch_size=batch_size, num_workers=num_workers)
     network = network.to(device)
     logits, features = [], []
     try:
         with eval_mode(network), torch.inference_mode():
             for batch in tqdm(loader, desc="predicting", unit="batch", disable=not progress):
-                image = convert_to_tensor(batch["image"], track_meta=False).to(device)
+                image = batch["image"].to(device)
                 if isinstance(network, MIMMXNet):
                     output, blocks, _ = network(image, return_features=True)
                     output = output[:, : network.num_classes[0]]
@@ -95,19 +94,6 @@ def extract_features(
         for hook in hooks:
             hook.remove()
     return _as_logits(np.concatenate(logits)), np.concatenate(features)
-
-
-class _Named:
-    """A preprocessing whose errors name the image."""
-
-    def __init__(self, preprocessing: Any) -> None:
-        self.preprocessing = preprocessing
-
-    def __call__(self, item: Mapping[str, Any]) -> Any:
-        try:
-            return self.preprocessing(item)
-        except Exception as error:
-            raise RuntimeError(f"{item['image']}: {root_cause(error)}") from error
 
 
 def _first(output: Any) -> Tensor:

@@ -5,14 +5,13 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -25,12 +24,7 @@ from tqdm import tqdm
 
 from monai_mimmx.data.cohort_folder import available_cpus
 from monai_mimmx.errors import root_cause
-from monai_mimmx.files import write_json
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows has no such lock: there, do not run one folder twice at once
-    fcntl = None  # type: ignore[assignment]
+from monai_mimmx.files import locked, write_json
 
 __all__ = ["PlannedRun", "check_runs", "execute_runs", "failure", "is_running", "plan_runs", "read_metrics", "read_run"]
 
@@ -409,14 +403,14 @@ def is_running(run: PlannedRun) -> bool:
     """
     if not (run.folder / ".lock").is_file():
         return False
-    with _locked(run.folder / ".lock") as lock:
+    with locked(run.folder / ".lock") as lock:
         return lock is None
 
 
 def _run(run: PlannedRun, jobs: int, places: list[int], processes: set[subprocess.Popen]) -> tuple[str, str]:
     """The outcome of one run and a line about it."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(run.folder / ".lock") as lock:
+    with locked(run.folder / ".lock") as lock:
         if lock is None:
             return "elsewhere", "another process is running it"
         if run.is_finished:  # by another process, since this one began
@@ -456,23 +450,3 @@ def _run(run: PlannedRun, jobs: int, places: list[int], processes: set[subproces
     lines = (run.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     write_json(run.folder / "error.json", {"status": status, "lines": lines[-20:], "command": list(run.command)})
     return "failed", f"FAILED with status {status}: {failure(status, lines)} | see {run.folder}/log.txt"
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[int | None]:
-    """The descriptor of a locked file, None where another process holds it, -1 where there are no locks."""
-    if fcntl is None:
-        yield -1
-        return
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        except OSError:  # a file system without locks
-            yield -1
-        else:
-            yield descriptor
-    finally:
-        os.close(descriptor)

@@ -8,7 +8,7 @@ from monai_mimmx.data.chest_cohort import write_chest_cohort
 from monai_mimmx.data.chexpert import CheXpertColumns, find_table, is_chexpert
 from monai_mimmx.data.encoded import EncodedBatches
 from monai_mimmx.data.fashion_mnist import read_idx, write_fashion_cohort
-from monai_mimmx.data.image_list import list_images
+from monai_mimmx.data.image_list import ImageFileDataset, list_images
 from monai_mimmx.data.sampling import make_sampler
 from monai_mimmx.data.splits import (
     CorrelatedSplit,
@@ -26,6 +26,7 @@ __all__ = [
     "CheXpertColumns",
     "CorrelatedSplit",
     "EncodedBatches",
+    "ImageFileDataset",
     "Rule",
     "Task",
     "balanced_weights",

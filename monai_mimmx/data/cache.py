@@ -24,10 +24,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+from monai_mimmx.files import locked
 
 CACHE_VERSION = 1
 DTYPES = ("uint8", "float16", "float32")
@@ -59,7 +56,8 @@ def load_image(path: str, transform: Transform, dtype: str, shape: tuple[int, ..
         image = transform({"image": path})["image"]
         pixels = np.asarray(image.detach().cpu() if isinstance(image, torch.Tensor) else image, dtype=np.float32)
     except Exception as error:
-        raise ValueError(f"it cannot be read as an image ({_cause(error)})") from error
+        cause = _cause(error) if os.path.getsize(path) else "the file is empty"
+        raise ValueError(f"it cannot be read as an image ({cause})") from error
     if pixels.ndim < 2 or pixels.size == 0:
         raise ValueError(f"expected a channel-first image after the transform, got shape {pixels.shape}")
     if shape is not None and pixels.shape != shape:
@@ -130,18 +128,6 @@ def _fill_all(job: dict[str, Any], num_workers: int, progress: bool) -> list[tup
                 "a worker was killed while caching images, most likely for want of memory: use fewer num_workers"
             ) from None
     return failures
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Let one process at a time build a cache file; yields False where locks do not exist and each builds its own."""
-    held = False
-    with path.open("w") as file:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-                held = True
-        yield held
 
 
 def _cache_key(paths: Sequence[str], describe: Callable[[int], str], transform_key: str, dtype: str) -> str:
@@ -241,8 +227,8 @@ def _build(
             target = folder / f"{key[:32]}{hashlib.sha256(first.tobytes()).hexdigest()[:32]}.npy"
             key = target.stem
     if not target.exists():
-        with _locked(folder / f".{key}.lock") as alone:
-            for left_over in folder.glob(f".{key}.*.npy") if alone else ():  # of a process that was killed
+        with locked(folder / f".{key}.lock", wait=True) as lock:  # without locks each process builds its own
+            for left_over in folder.glob(f".{key}.*.npy") if lock != -1 else ():  # of a process that was killed
                 left_over.unlink()
             if not target.exists():  # built while this process waited for the lock
                 temporary = folder / f".{key}.{os.getpid()}.npy"
@@ -251,7 +237,7 @@ def _build(
                     needed, free = int(np.prod(shape)) * np.dtype(dtype).itemsize, shutil.disk_usage(folder).free
                     if needed > free:
                         raise OSError(
-                            f"the image cache needs {needed / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are "
+                            f"the image cache needs {needed / 1e9:.3g} GB in {folder}, where {free / 1e9:.3g} GB are "
                             "free: choose another cache_dir, or a smaller image size"
                         )
                     return np.lib.format.open_memmap(temporary, mode="w+", dtype=np.dtype(dtype), shape=shape)

@@ -1,6 +1,6 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Whether image files are whole, from their headers and sizes: without decoding them."""
+"""Whether image files are whole and alike, from their headers and sizes: without decoding them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import logging
 import os
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
@@ -19,7 +20,7 @@ import nibabel
 import numpy as np
 from PIL import Image
 
-__all__ = ["check_headers", "looks_whole"]
+__all__ = ["check_headers", "image_axes"]
 
 _PIECE = 64  # files between two looks at the clock
 _TAIL = 4096
@@ -32,19 +33,22 @@ def _ends_with(file: BinaryIO, marker: bytes) -> bool:
     return marker in file.read(_TAIL)
 
 
-def _nifti_is_whole(path: str) -> bool:
+def _axes_of_nifti(path: str) -> int | None:
     compressed = path.lower().endswith(".gz")
     with gzip.open(path) if compressed else open(path, "rb") as file:
         start = file.read(540)
     kind = nibabel.Nifti1Header if len(start) >= 348 and 348 in _sizes(start) else nibabel.Nifti2Header
     # Not nibabel.load, which takes ten times as long.
     header: Any = kind.from_fileobj(io.BytesIO(start), check=False)
-    expected = int(header.get_data_offset()) + int(np.prod(header.get_data_shape())) * header.get_data_dtype().itemsize
-    if not compressed:
-        return os.path.getsize(path) >= expected
-    with open(path, "rb") as file:
-        file.seek(-4, os.SEEK_END)
-        return int.from_bytes(file.read(4), "little") == expected % 2**32  # gzip ends with the size of its content
+    shape = header.get_data_shape()
+    expected = int(header.get_data_offset()) + int(np.prod(shape)) * header.get_data_dtype().itemsize
+    if compressed:
+        with open(path, "rb") as file:
+            file.seek(-4, os.SEEK_END)
+            whole = int.from_bytes(file.read(4), "little") == expected % 2**32  # gzip ends with the size of its content
+    else:
+        whole = os.path.getsize(path) >= expected
+    return sum(size > 1 for size in shape) if whole else None
 
 
 def _sizes(start: bytes) -> tuple[int, int]:
@@ -52,27 +56,29 @@ def _sizes(start: bytes) -> tuple[int, int]:
     return int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")
 
 
-def _picture_is_whole(path: str) -> bool:
+def _axes_of_picture(path: str) -> int | None:
+    marks = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
     with Image.open(path) as picture, open(path, "rb") as file:
-        if picture.format == "PNG":
-            return _ends_with(file, b"IEND")
-        if picture.format == "JPEG":
-            return _ends_with(file, b"\xff\xd9")
+        if picture.format in marks:
+            return 2 if _ends_with(file, marks[picture.format]) else None
         picture.load()  # there is no mark at the end of the other formats
-    return True
+    return 2
 
 
-def _dicom_is_whole(path: str) -> bool:
+def _axes_of_dicom(path: str) -> int | None:
     import pydicom
 
     with open(path, "rb") as file:
         header = pydicom.dcmread(file, stop_before_pixels=True)
         start = file.tell() + 8  # behind the tag and the length of the pixels
     values = header.get("Rows", 0) * header.get("Columns", 0) * header.get("SamplesPerPixel", 1)
-    expected = values * int(header.get("NumberOfFrames", None) or 1) * header.get("BitsAllocated", 0) // 8
+    frames = int(header.get("NumberOfFrames", None) or 1)
+    expected = values * frames * header.get("BitsAllocated", 0) // 8
     if header.file_meta.TransferSyntaxUID.is_compressed:
-        return expected > 0 and _dicom_is_read(path)
-    return 0 < expected <= os.path.getsize(path) - start
+        whole = expected > 0 and _dicom_is_read(path)
+    else:
+        whole = 0 < expected <= os.path.getsize(path) - start
+    return (3 if frames > 1 else 2) if whole else None
 
 
 def _dicom_is_read(path: str) -> bool:
@@ -82,11 +88,11 @@ def _dicom_is_read(path: str) -> bool:
         return pydicom.dcmread(file).get("PixelData") is not None and _ends_with(file, b"\xfe\xff\xdd\xe0")
 
 
-_KINDS: dict[str, Callable[[str], bool]] = {
-    ".nii": _nifti_is_whole,
-    ".nii.gz": _nifti_is_whole,
-    ".dcm": _dicom_is_whole,
-    **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"), _picture_is_whole),
+_KINDS: dict[str, Callable[[str], int | None]] = {
+    ".nii": _axes_of_nifti,
+    ".nii.gz": _axes_of_nifti,
+    ".dcm": _axes_of_dicom,
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"), _axes_of_picture),
 }
 
 
@@ -104,9 +110,9 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def looks_whole(path: str | os.PathLike[str]) -> bool:
+def image_axes(path: str | os.PathLike[str]) -> int | None:
     """
-    Whether an image's header can be read and its file is as long as the header says, or ends as its format does.
+    The axes longer than 1 that an image has by its header, where its file is as long as that says, or ends as its format does.
 
     NIfTI (plain or `.gz`), PNG, JPEG and DICOM are looked at so; other pictures are decoded. What is none of these is taken
     as whole. A file that does not look whole may still be readable: decode it to be sure.
@@ -114,23 +120,26 @@ def looks_whole(path: str | os.PathLike[str]) -> bool:
     Args:
         path: of the file.
 
+    Returns:
+        None where the header cannot be read, or the file does not look whole; 0 where nothing is known.
+
     Example:
         >>> import tempfile
         >>> with tempfile.NamedTemporaryFile(suffix=".png") as file:
         ...     Image.new("L", (20, 10)).save(file.name)
-        ...     whole = looks_whole(file.name)
+        ...     axes = image_axes(file.name)
         ...     os.truncate(file.name, 40)
-        ...     whole, looks_whole(file.name)
-        (True, False)
+        ...     axes, image_axes(file.name)
+        (2, None)
     """
     name = os.fspath(path)
     kind = next((end for end in sorted(_KINDS, key=len, reverse=True) if name.lower().endswith(end)), None)
     if kind is None:
-        return os.path.isfile(name) and os.path.getsize(name) > 0
+        return 0 if os.path.isfile(name) and os.path.getsize(name) > 0 else None
     try:
         return _KINDS[kind](name)
     except Exception:  # of whatever kind: the reader's own words come when it is decoded
-        return False
+        return None
 
 
 def check_headers(paths: Sequence[str], seconds: float) -> tuple[list[str], int]:
@@ -142,19 +151,19 @@ def check_headers(paths: Sequence[str], seconds: float) -> tuple[list[str], int]
         seconds: for all of them; the first few are looked at in any case.
 
     Returns:
-        Those that do not look whole, in the order of `paths`, and how many were looked at.
+        Those that do not look whole, or have more or fewer axes than most, in the order of `paths`, and how many were looked
+        at.
 
     Example:
         >>> check_headers([], seconds=1.0)
         ([], 0)
     """
     order = np.random.default_rng(0).permutation(len(paths))
-    end, doubtful, done = time.monotonic() + seconds, set(), 0
+    axes: dict[int, int | None] = {}
+    end = time.monotonic() + seconds
     with _quiet(), ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
-        while done < len(paths) and (done == 0 or time.monotonic() < end):
-            piece = order[done : done + _PIECE].tolist()
-            doubtful |= {
-                index for index, whole in zip(piece, pool.map(looks_whole, (paths[i] for i in piece))) if not whole
-            }
-            done += len(piece)
-    return [paths[index] for index in sorted(doubtful)], done
+        while len(axes) < len(paths) and (not axes or time.monotonic() < end):
+            piece = order[len(axes) : len(axes) + _PIECE].tolist()
+            axes.update(zip(piece, pool.map(image_axes, (paths[index] for index in piece)), strict=True))
+    (usual, _), *_ = Counter(filter(None, axes.values())).most_common(1) or [(0, 0)]
+    return [paths[index] for index, count in sorted(axes.items()) if count not in (usual, 0)], len(axes)

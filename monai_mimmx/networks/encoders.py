@@ -96,7 +96,7 @@ class FourConvEncoder(nn.Module):
                     norm=("GROUP", {"num_groups": groups}),
                 )
             )
-        self.grid = grid
+        self.strides, self.grid = list(strides), grid
         self.dropout = nn.Dropout(dropout)
         self.out_features = channels[3] * grid**spatial_dims
 

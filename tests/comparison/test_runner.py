@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import multiprocessing
 import re
@@ -19,6 +18,7 @@ import pytest
 from monai_mimmx.__main__ import main
 from monai_mimmx.comparison import check_runs, collect_rows, execute_runs, method_options, plan_runs, runner
 from monai_mimmx.comparison.methods import METHODS
+from monai_mimmx.files import locked
 
 METRICS = {
     "accuracy": {"val": {"y": 0.9, "sex": 0.8}, "inv": {"y": 0.6, "sex": 0.8}, "bal": {"y": 0.7, "sex": 0.8}},
@@ -285,7 +285,7 @@ def test_a_run_that_goes_on_elsewhere_is_not_listed(bundle, capsys):
     (run,) = runs(bundle, "baseline")
     run.folder.mkdir(parents=True)
     arguments = ["compare", "--bundle", str(bundle), "--output_dir", str(bundle.parent / "out"), "--list"]
-    with runner._locked(run.folder / ".lock"):
+    with locked(run.folder / ".lock"):
         assert main([*arguments, "--methods", "baseline", "--seeds", "1"]) == 0
     printed = capsys.readouterr()
     assert not printed.out and "baseline seed 0: another process is running it" in printed.err
@@ -425,14 +425,3 @@ def test_methods():
         method_options(["x"])
     with pytest.raises(ValueError, match="each method once"):
         method_options(["mimm", "mimm"])
-
-
-def test_where_the_file_system_has_no_locks_nothing_counts_as_held(tmp_path, monkeypatch):
-    def refuse(*arguments):
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    with runner._locked(tmp_path / "lock") as first, runner._locked(tmp_path / "lock") as second:
-        assert first is not None and second is None
-    monkeypatch.setattr(runner.fcntl, "flock", refuse)
-    with runner._locked(tmp_path / "lock") as held:
-        assert held == -1
