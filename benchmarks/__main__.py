@@ -248,7 +248,9 @@ def _cell(value: Any) -> str:
 
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    # Virtual machines of one name differ in the instructions that PyTorch finds.
+    return f"{name} with {torch.backends.cpu.get_cpu_capability()}"
 
 
 def main() -> None:
