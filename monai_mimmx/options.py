@@ -7,14 +7,14 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from monai_mimmx.errors import first_line, raise_problems
 
-__all__ = ["known_options", "option_problems", "require_options"]
+__all__ = ["idle_options", "known_options", "option_problems", "require_options"]
 
 METHODS = ("mimmx", "mimm", "dcor", "adversarial", "mmd", "baseline", "rebalance", "groupdro", "dfr")
 NATURAL = "natural"
@@ -174,6 +174,25 @@ ARGUMENTS = {
 }
 """Arguments of components to the option whose rule is theirs."""
 
+_NO_TERM = ("baseline", "rebalance", "groupdro", "dfr")
+_OF_THE_TERM = ("lambda_mi", "lambda_warmup", "detach_z", "conditional")
+_OF_THE_ESTIMATOR = ("estimator", "n_b", "feature_batches", "mine_learning_rate")
+
+IDLE: tuple[tuple[tuple[str, ...], str, tuple[Any, ...]], ...] = (
+    (_OF_THE_TERM, "method", _NO_TERM),
+    (_OF_THE_ESTIMATOR, "method", (*_NO_TERM, "dcor", "mmd")),
+    (("alpha_y", "alpha_z", "beta_y"), "dls", (False,)),
+    (("ema_decay",), "ema", (False,)),
+    (("amp_dtype",), "amp", (False,)),
+    (
+        ("refine_detach_z", "refine_feature_batches", "refine_lambda_mi", "refine_learning_rate"),
+        "refine_epochs",
+        (0,),
+    ),
+    (("slice_position",), "spatial_dims", (3,)),
+)
+"""Options, and another one with the values where they change nothing."""
+
 MEANING = {
     "n_b": "the estimator steps per encoder batch",
     "batch_size": "over which features are standardised",
@@ -190,6 +209,29 @@ def known_options() -> list[str]:
         True
     """
     return list(RULES)
+
+
+def idle_options(given: Iterable[str], values: Mapping[str, Any]) -> list[str]:
+    """
+    Which options change nothing, as another one is what it is.
+
+    Args:
+        given: names of the options that someone has set.
+        values: of all options by name; where one is missing, nothing is told of what depends on it.
+
+    Returns:
+        a sentence for each.
+
+    Example:
+        >>> idle_options(["lambda_mi", "seed"], {"method": "baseline", "lambda_mi": 3.0, "seed": 1})
+        ["lambda_mi changes nothing where method is 'baseline'"]
+    """
+    names = {*given}
+    return [
+        f"{', '.join(idle)} {'change' if len(idle) > 1 else 'changes'} nothing where {cause} is {values[cause]!r}"
+        for options, cause, settings in IDLE
+        if cause in values and values[cause] in settings and (idle := [name for name in options if name in names])
+    ]
 
 
 def option_problems(**values: Any) -> list[ValueError]:

@@ -30,7 +30,7 @@ from monai_mimmx.errors import Problems, check_writable, first_line, first_three
 from monai_mimmx.evaluation.refit import check_refit
 from monai_mimmx.files import held_by_process
 from monai_mimmx.handlers.weights import load_model, require_checkpoint
-from monai_mimmx.options import known_options, option_problems
+from monai_mimmx.options import idle_options, known_options, option_problems
 
 __all__ = ["Preflight"]
 
@@ -131,8 +131,10 @@ class Preflight:
                 self._claim(Path(parser.get_parsed_content("output_dir")))
             lines = [*check.lines, f"nothing is wrong; this took {time.perf_counter() - started:.1f} s"]
             if check_only:
-                print("\n".join([*lines, *check.tables]))
+                print("\n".join([*lines, *check.idle, *check.tables]))
             else:
+                for told in check.idle:
+                    self.logger.warning(told)
                 self.logger.info("checked before the start: " + "; ".join(lines))
         if check_only:
             raise SystemExit(0)
@@ -169,6 +171,7 @@ class _Check:
         self.problems: list[BaseException] = []
         self.lines: list[str] = []
         self.tables: list[str] = []
+        self.idle: list[str] = []
         self.wrong: list[str] = []
         self.predicts = "datalist" in self.config
         self.root = self._value("bundle_root") if "bundle_root" in self.config else None
@@ -190,6 +193,9 @@ class _Check:
                 return
         self._unused()
         values = self._options()
+        if self.shipped:
+            given = (name for name in values if self.config[name] != self.shipped.get(name))
+            self.idle = idle_options(given, values)
         self._folders(make=not check_only)
         if self.predicts:
             self._inference()

@@ -27,7 +27,8 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 import monai_mimmx
 from monai_mimmx.bundle_folders import bundle_folders
 from monai_mimmx.errors import Problems, root_cause
-from monai_mimmx.options import RULES, option_problems
+from monai_mimmx.losses import make_dependence
+from monai_mimmx.options import METHODS, RULES, idle_options, option_problems
 from monai_mimmx.preflight import Preflight
 
 PIXELS = np.random.default_rng(0).integers(1, 255, (20, 20)).astype(np.uint8)
@@ -383,6 +384,28 @@ def test_what_follows_from_a_wrong_option_is_not_told_as_well(study, value):
 )
 def test_contradictions_and_what_nothing_uses(study, more, message):
     tells(check(study, **more), message)
+
+
+def test_options_that_change_nothing_are_told_and_no_problem(study, caplog):
+    assert not told(check(study, method="baseline", lambda_mi=3.0, n_b=2, alpha_y=0.5, refine_learning_rate=1e-4))
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == [
+        "lambda_mi changes nothing where method is 'baseline'",
+        "n_b changes nothing where method is 'baseline'",
+        "alpha_y changes nothing where dls is False",
+        "refine_learning_rate changes nothing where refine_epochs is 0",
+    ]
+    caplog.clear()
+    assert not told(check(study, lambda_mi=3.0, n_b=2, alpha_y=0.5, refine_learning_rate=1e-4))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_idle_option_is_one_that_the_components_do_not_take(method):
+    idle = " ".join(idle_options(["lambda_mi", "n_b"], {"method": method}))
+    term = make_dependence(method, 2, (2, 2))
+    assert ("lambda_mi" in idle) == (term is None)
+    assert ("n_b" in idle) == (term is None or not [*term.parameters()])
 
 
 def test_an_output_that_is_a_file(study):

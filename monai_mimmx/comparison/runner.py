@@ -34,6 +34,9 @@ NEEDED = ("accuracy", "config", "n", "probes", "seconds", "task_names", "version
 OF_THE_MACHINE = ("amp", "device", "output_dir")
 """Settings in which two runs of one plan may differ."""
 
+ALIKE = 3
+"""Runs that fail with the same words before they train, and nothing else, until the rest are not begun."""
+
 FREE = (*OF_THE_MACHINE, "cache_dir", "num_workers", "resume", "tensorboard")
 """Options in which the same run may be called differently."""
 
@@ -246,7 +249,8 @@ def execute_runs(
     Run those runs that are not finished.
 
     A run that fails leaves `error.json` (its exit status and last lines) and the rest go on; it is tried again by the
-    next call. `log.txt` in its folder holds all that it printed. Each process gets its share of the CPU cores, unless
+    next call. Only where the first three fail with the same words before they have trained an epoch, and none is finished, is
+    it the table or an option that all share, and the rest are not begun. `log.txt` in its folder holds all that it printed. Each process gets its share of the CPU cores, unless
     OMP_NUM_THREADS is set, and where there are several GPUs they are dealt out. A run that another process is running
     is left to it.
 
@@ -257,7 +261,7 @@ def execute_runs(
         report: gets one line for every run that ends; by default it is printed.
 
     Returns:
-        How many runs are "finished", "skipped" (they were already), "failed" and "elsewhere".
+        How many runs are "finished", "skipped" (they were already), "failed", "elsewhere" and "not begun".
 
     Raises:
         ValueError: if `jobs` is below 1, or a run's folder holds a run with other options or config files, or a `run.json`
@@ -265,7 +269,7 @@ def execute_runs(
 
     Example:
         >>> execute_runs([], progress=False)
-        {'finished': 0, 'skipped': 0, 'failed': 0, 'elsewhere': 0}
+        {'finished': 0, 'skipped': 0, 'failed': 0, 'elsewhere': 0, 'not begun': 0}
     """
     if jobs < 1:
         raise ValueError(f"expected jobs of 1 or more, got {jobs}")
@@ -274,7 +278,8 @@ def execute_runs(
         if run.is_finished and not _is_recorded(run):
             _record(run)  # its command was run by itself, or for fewer names
     waiting = [run for run in runs if not run.is_finished]
-    counts = {"finished": 0, "skipped": len(runs) - len(waiting), "failed": 0, "elsewhere": 0}
+    counts = {"finished": 0, "skipped": len(runs) - len(waiting), "failed": 0, "elsewhere": 0, "not begun": 0}
+    early: list[str] = []  # why runs failed that had not trained an epoch
     report = report or tqdm.write
     processes: set[subprocess.Popen] = set()
     places = list(range(jobs))  # a GPU goes with a place
@@ -283,10 +288,20 @@ def execute_runs(
         futures = {pool.submit(_run, run, jobs, places, processes): run for run in waiting}
         bar = tqdm(total=len(runs), initial=counts["skipped"], desc="runs", unit="run", disable=not progress)
         for future in as_completed(futures):
+            if future.cancelled():
+                counts["not begun"] += 1
+                continue
             run, (outcome, line) = futures[future], future.result()
             counts[outcome] += 1
             report(f"{run.name} seed {run.seed}: {line}")
             bar.update()
+            if outcome == "failed" and not (run.folder / "history.jsonl").exists():
+                early.append(_read_failure(run))
+            alone = len(early) == counts["failed"] and not counts["finished"] + counts["skipped"] + counts["elsewhere"]
+            if alone and len(early) == ALIKE and len({*early}) == 1 and sum(other.cancel() for other in futures):
+                report(
+                    f"the first {ALIKE} runs failed alike, before they trained: the others, which share the cause, are not begun"
+                )
         bar.close()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -371,6 +386,11 @@ def failure(status: int, lines: Sequence[str]) -> str:
     """
     last = lines[-1] if lines else "no output"
     return last if status >= 0 else f"killed by signal {-status} ({signal.strsignal(-status)}), after: {last}"
+
+
+def _read_failure(run: PlannedRun) -> str:
+    error = json.loads((run.folder / "error.json").read_text(encoding="utf-8"))
+    return failure(error["status"], error["lines"])
 
 
 def _record(run: PlannedRun) -> None:

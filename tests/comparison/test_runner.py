@@ -94,7 +94,7 @@ def test_a_failed_cell_is_recorded_and_the_rest_go_on(bundle, monkeypatch):
     lines = []
     made = [quick(run) for run in runs(bundle, "dcor", "baseline", "rebalance")]
     counts = execute_runs(made, jobs=2, progress=False, report=lines.append)
-    assert counts == {"finished": 2, "skipped": 0, "failed": 1, "elsewhere": 0}
+    assert counts == {"finished": 2, "skipped": 0, "failed": 1, "elsewhere": 0, "not begun": 0}
     error = json.loads((bundle.parent / "out/dcor/seed_0/error.json").read_text())
     assert error["status"] == 1 and error["lines"][-1] == "ZeroDivisionError: division by zero"
     assert sorted(lines)[0].startswith("baseline seed 0: y val 90.0 inv 60.0 bal 70.0 %")
@@ -107,6 +107,7 @@ def test_a_failed_cell_is_recorded_and_the_rest_go_on(bundle, monkeypatch):
         "skipped": 2,
         "failed": 1,
         "elsewhere": 0,
+        "not begun": 0,
     }
     assert (made[1].folder / "metrics.json").stat().st_mtime_ns == stamp
 
@@ -252,6 +253,33 @@ def test_one_run_under_two_names(bundle, capsys):
     assert "| mimmx_balanced | 1 | 90.0 |" in printed and "| mimmx_balanced_conditional | 1 | 90.0 |" in printed
     rows = json.loads((output / "rows.json").read_text())
     assert [(row["name"], row.get("same_as")) for row in rows] == [(names[0], names[1]), (names[1], None)]
+
+
+def failing(run, words, *, epochs=0):
+    """A run that says its last words, after it has trained some epochs."""
+    train = f"open({str(run.folder / 'history.jsonl')!r}, 'w').close();" if epochs else ""
+    return dataclasses.replace(run, command=(sys.executable, "-c", f"import sys; {train} sys.exit({words!r})"))
+
+
+def test_runs_that_all_fail_alike_before_they_train_end_the_comparison(bundle):
+    names = ("baseline", "rebalance", "dcor", "mmd", "mimm")
+    made = runs(bundle, *names)
+    lines = []
+    counts = execute_runs([failing(run, "no column 'age'") for run in made], progress=False, report=lines.append)
+    assert counts == {"finished": 0, "skipped": 0, "failed": 3, "elsewhere": 0, "not begun": 2}
+    assert lines[-1].startswith("the first 3 runs failed alike, before they trained") and len(lines) == 4
+    assert not made[4].folder.exists()
+    for others in (
+        [failing(run, run.name) for run in made],  # of one's own each
+        [failing(run, "no memory", epochs=3) for run in made],  # it may have been its own
+    ):
+        assert execute_runs(others, progress=False, report=lines.append)["failed"] == 5
+    for run in made:
+        (run.folder / "history.jsonl").unlink()
+    mixed = [quick(made[0]), *(failing(run, "no column 'age'") for run in made[1:])]
+    assert (
+        execute_runs(mixed, progress=False, report=lines.append)["failed"] == 4
+    )  # one went well: the cause is not shared
 
 
 def test_a_failed_run_of_its_own_does_not_hide_the_same_setting(bundle, capsys):
