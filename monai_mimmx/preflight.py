@@ -268,6 +268,13 @@ class _Check:
 
     def _inference(self) -> None:
         """The images that are to be predicted, and the checkpoint."""
+        if "load" in self.config and self.config["load"] != self.config.get("preprocessing"):
+            self.problems.append(
+                ValueError(
+                    "load, a training's transforms, is not what an inference applies: give it the same as preprocessing, in an "
+                    "overlay that may hold both"
+                )
+            )
         # By the parser of the run, which then has the list already: a folder is searched once.
         if "dataset_dir" not in self.wrong and (items := self._value("datalist")) is not None:
             self._images([item["image"] for item in items], "preprocessing")

@@ -18,6 +18,7 @@ from benchmarks.__main__ import (
     HERE,
     NAMES,
     README,
+    describe_machines,
     format_summary,
     format_tables,
     load_results,
@@ -32,7 +33,7 @@ def test_each_runs_at_tiny_size_and_gives_a_table(name):
     groups = importlib.import_module(f"benchmarks.{name}").measure(quick=True)
     machine = dict.fromkeys(("processor", "threads", "cores", "torch", "monai", "python"), "x")
     machine |= {"threads": 1}
-    results = {"machine": machine, "load": {name: 0.5}, "benchmarks": {name: groups}}
+    results = {"machine": {name: machine}, "load": {name: 0.5}, "benchmarks": {name: groups}}
     text = format_tables(results)
     assert format_summary(results).count("\n| ") > 1  # a head, a line, and what was measured
     rows = [row for group in groups.values() for row in group]
@@ -51,7 +52,11 @@ def test_the_readme_says_what_is_recorded():
 def test_a_summary_stands_between_its_markers():
     row = {"table_rows": 7, "read_seconds": 1.5, "split_seconds": 0.25}
     machine = {"processor": "P", "cores": 2, "threads": 1, "python": "3", "torch": "2", "monai": "1"}
-    results = {"machine": machine, "load": {"a": 2.5}, "benchmarks": {"table_to_splits": {"table": [row]}}}
+    results = {
+        "machine": {"table_to_splits": machine},
+        "load": {"a": 2.5},
+        "benchmarks": {"table_to_splits": {"table": [row]}},
+    }
     text = README.read_text(encoding="utf-8")
     changed = with_section(text, "benchmarks", format_summary(results))
     assert "1.5 s to read, 0.25 s to split" in changed and "(load before a benchmark up to 2.5)" in changed
@@ -80,8 +85,20 @@ def test_processes_stand_beside_what_the_machine_gives():
         for name, value in (("one", 1), ("two", 1.5), ("two apart", 1.75))
     ]
     machine = dict.fromkeys(("processor", "cores", "torch", "monai", "python"), "x") | {"threads": 1}
-    summary = format_summary({"machine": machine, "load": {}, "benchmarks": {"processes": {"processes": rows}}})
+    summary = format_summary(
+        {"machine": {"processes": machine}, "load": {}, "benchmarks": {"processes": {"processes": rows}}}
+    )
     assert "1.5 times as fast as one (1.75 times for two that know nothing of each other" in summary
+
+
+def test_rows_of_two_machines_are_told_apart():
+    machine = {"processor": "P", "cores": 2, "threads": 1, "python": "3", "torch": "2", "monai": "1"}
+    where = {"epoch": machine, "processes": machine | {"processor": "Q"}, "evaluation": machine}
+    told = describe_machines({"machine": where, "load": {"epoch": 0.9}, "benchmarks": {}})
+    assert told == (
+        "Measured on P, 1 thread(s) of 2 cores, PyTorch 2, MONAI 1, Python 3: epoch, evaluation. "
+        "Measured on Q, 1 thread(s) of 2 cores, PyTorch 2, MONAI 1, Python 3: processes."
+    )
 
 
 def test_functions_take_turns():

@@ -239,6 +239,14 @@ def test_an_inference_is_held_to_the_images_and_classes_of_the_training(study):
     )
 
 
+def test_transforms_of_a_training_s_overlay_are_not_lost_in_an_inference(study):
+    ckpt = checkpoint_of(study)
+    own = {"_target_": "Compose", "transforms": [{"_target_": "LoadGrayscaled", "keys": "image"}]}
+    own["transforms"].append({"_target_": "Resized", "keys": "image", "spatial_size": [16, 16]})
+    tells(infer(study, ckpt=ckpt, load=own), "load, a training's transforms, is not what an inference applies")
+    assert not told(infer(study, ckpt=ckpt, load=own, preprocessing=own))
+
+
 @pytest.mark.parametrize("records", ["{", "[]", "{}", '{"config": 3, "classes": []}'])
 def test_records_that_tell_nothing_hold_an_inference_to_nothing(study, records):
     ckpt = record_of(study)

@@ -262,24 +262,24 @@ def failing(run, words, *, epochs=0):
 
 
 def test_runs_that_all_fail_alike_before_they_train_end_the_comparison(bundle):
-    names = ("baseline", "rebalance", "dcor", "mmd", "mimm")
-    made = runs(bundle, *names)
+    made = runs(bundle, *list(METHODS)[:12])
     lines = []
     counts = execute_runs([failing(run, "no column 'age'") for run in made], progress=False, report=lines.append)
-    assert counts == {"finished": 0, "skipped": 0, "failed": 3, "elsewhere": 0, "not begun": 2}
-    assert lines[-1].startswith("the first 3 runs failed alike, before they trained") and len(lines) == 4
-    assert not made[4].folder.exists()
-    for others in (
-        [failing(run, run.name) for run in made],  # of one's own each
-        [failing(run, "no memory", epochs=3) for run in made],  # it may have been its own
-    ):
-        assert execute_runs(others, progress=False, report=lines.append)["failed"] == 5
-    for run in made:
-        (run.folder / "history.jsonl").unlink()
-    mixed = [quick(made[0]), *(failing(run, "no column 'age'") for run in made[1:])]
-    assert (
-        execute_runs(mixed, progress=False, report=lines.append)["failed"] == 4
-    )  # one went well: the cause is not shared
+    assert 3 <= counts["failed"] <= 5 and counts["failed"] + counts["not begun"] == len(made)  # some begun meanwhile
+    assert sum(line.startswith("the first 3 runs failed alike, before they trained") for line in lines) == 1
+    assert not made[-1].folder.exists()
+
+
+@pytest.mark.parametrize("kind", ["each its own way", "after an epoch", "one goes well"])
+def test_runs_that_fail_for_causes_of_their_own_do_not_end_it(bundle, kind):
+    made = runs(bundle, *list(METHODS)[:5])
+    if kind == "each its own way":
+        others = [failing(run, run.name) for run in made]
+    elif kind == "after an epoch":
+        others = [failing(run, "no memory", epochs=3) for run in made]
+    else:
+        others = [quick(made[0]), *(failing(run, "no column 'age'") for run in made[1:])]
+    assert execute_runs(others, progress=False, report=lambda line: None)["not begun"] == 0
 
 
 def test_a_failed_run_of_its_own_does_not_hide_the_same_setting(bundle, capsys):
