@@ -23,7 +23,7 @@ except ImportError:  # pragma: no cover - Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
-    "held_by_process",
+    "FolderLock",
     "locked",
     "replacing",
     "spreadsheet_text",
@@ -83,34 +83,59 @@ def locked(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[int 
         os.close(descriptor)
 
 
-def held_by_process(path: str | os.PathLike[str]) -> TextIO | None:
+class FolderLock:
     """
-    Hold a file's lock for this process, and for none of those that it starts, until what is returned is closed.
+    Keep other processes from training in a folder: from `hold` to `release`, or to the end of this process.
+
+    The process that holds it may hold it again. Where a file system has no locks, nothing is held.
 
     Args:
-        path: of a file to lock; it is made, tells the process and its computer, and is left where it is.
-
-    Returns:
-        the file; None where another process holds the lock. Where there are no locks nothing is held.
+        folder: of the training; `.training.lock` in it tells the process and its computer, and is left there.
 
     Example:
-        >>> file = held_by_process(".training.lock")
-        >>> Path(".training.lock").read_text().startswith(f"process {os.getpid()} on ")
+        >>> lock = FolderLock("output")
+        >>> lock.hold()
+        >>> Path("output/.training.lock").read_text().startswith(f"process {os.getpid()} on ")
         True
+        >>> lock.release()
     """
-    file = Path(path).open("a+", encoding="utf-8")  # noqa: SIM115
-    if fcntl is not None:
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.path = Path(folder) / ".training.lock"
+        self._file: TextIO | None = None
+
+    def hold(self) -> None:
+        """
+        Hold the folder, which is made if absent.
+
+        Raises:
+            ValueError: another process holds it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = self.path.open("a+", encoding="utf-8")
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:  # of the process, unlike flock: what it starts does not hold it
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read()
             file.close()
-            return None
+            raise ValueError(
+                f"another training writes to output_dir {self.path.parent} ({holder}): name another folder, or wait until "
+                "that process has ended"
+            ) from None
         except OSError:  # some network file systems have no locks
             pass
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}")
-    file.flush()
-    return file
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        """Let others train there."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,6 @@ from monai_mimmx.data.headers import check_headers
 from monai_mimmx.data.splits import describe_subsets
 from monai_mimmx.errors import Problems, check_writable, first_line, first_three, root_cause
 from monai_mimmx.evaluation.refit import check_refit
-from monai_mimmx.files import held_by_process
 from monai_mimmx.handlers.weights import load_model, require_checkpoint
 from monai_mimmx.options import idle_options, known_options, option_problems
 
@@ -78,8 +77,7 @@ class Preflight:
     Args:
         seconds: for the headers of the images.
         decode: images that are decoded.
-        checkpoint: file that is about to be evaluated or predicted with; None: there is none, and the run is a training,
-            for which `output_dir` is locked until the process ends: a second one is refused.
+        checkpoint: file that is about to be evaluated or predicted with; None: there is none.
 
     Raises:
         ValueError: for negative numbers.
@@ -105,7 +103,6 @@ class Preflight:
             raise ValueError(f"expected seconds and decode of 0 or more, got {seconds} and {decode}")
         self.seconds, self.decode = seconds, decode
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
-        self._lock: TextIO | None = None
         self.logger = logging.getLogger("monai_mimmx")
 
     def __call__(self, rank: int = 0) -> None:
@@ -127,8 +124,6 @@ class Preflight:
                 check.run(check_only)
             if check.problems:
                 raise Problems(check.problems)
-            if not check_only and "output_dir" in parser and self.checkpoint is None:
-                self._claim(Path(parser.get_parsed_content("output_dir")))
             lines = [*check.lines, f"nothing is wrong; this took {time.perf_counter() - started:.1f} s"]
             if check_only:
                 print("\n".join([*lines, *check.idle, *check.tables]))
@@ -138,14 +133,6 @@ class Preflight:
                 self.logger.info("checked before the start: " + "; ".join(lines))
         if check_only:
             raise SystemExit(0)
-
-    def _claim(self, folder: Path) -> None:
-        """Keep other trainings from a folder until this process ends, or the config that it runs is no more."""
-        path = folder / ".training.lock"
-        self._lock = held_by_process(path)
-        if self._lock is None:
-            told = f"another training writes to output_dir {folder} ({path.read_text(encoding='utf-8')})"
-            raise Problems([ValueError(f"{told}: name another folder, or wait until that process has ended")])
 
 
 def _is_word(value: Any) -> bool:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 
@@ -97,28 +98,30 @@ def test_where_the_file_system_has_no_locks_nothing_counts_as_held(tmp_path, mon
         assert held == -1
 
 
-def test_a_lock_of_a_process_is_told_with_its_holder_and_ends_with_it(tmp_path):
-    path = tmp_path / "lock"
+def test_a_folder_is_held_by_one_process_and_the_other_is_told_which(tmp_path):
     code = (
-        "import sys; from monai_mimmx.files import held_by_process; held = held_by_process(sys.argv[1]); "
+        "import sys; from monai_mimmx.files import FolderLock; lock = FolderLock(sys.argv[1]); lock.hold(); "
         "print('held', flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen([sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    lock = files.FolderLock(tmp_path / "output")
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "output"], stdin=-1, stdout=-1) as other:
         assert other.stdout.readline() == b"held\n"
-        assert files.held_by_process(path) is None
-        assert path.read_text() == f"process {other.pid} on {platform.node()}"
+        told = f"another training writes to output_dir {tmp_path}/output (process {other.pid} on {platform.node()})"
+        with pytest.raises(ValueError, match=re.escape(told)):
+            lock.hold()
         other.communicate()
-    with (
-        files.held_by_process(path),
-        files.held_by_process(path),
-    ):  # of one process: they do not stand in each other's way
-        assert path.read_text() == f"process {os.getpid()} on {platform.node()}"
+    lock.hold()  # it ended with that process
+    files.FolderLock(tmp_path / "output").hold()  # of one process: they do not stand in each other's way
+    assert (tmp_path / "output/.training.lock").read_text() == f"process {os.getpid()} on {platform.node()}"
+    lock.release()
+    lock.release()
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / "output"], stdin=subprocess.DEVNULL).returncode == 0
 
 
-def test_a_lock_of_a_process_where_there_are_none(tmp_path, monkeypatch):
+def test_a_folder_on_a_file_system_without_locks(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(files.fcntl, "lockf", refuse)
-    with files.held_by_process(tmp_path / "lock"), files.held_by_process(tmp_path / "lock") as second:
-        assert second is not None
+    for _ in range(2):
+        files.FolderLock(tmp_path).hold()

@@ -22,6 +22,7 @@ from runs import BUNDLES, ROOT, options, results, train, workflow
 from monai_mimmx.data import CachedImages, EncodedBatches
 from monai_mimmx.errors import Problems, root_cause
 from monai_mimmx.evaluation import ExperimentEvaluation
+from monai_mimmx.files import FolderLock
 from monai_mimmx.handlers import latest_checkpoint
 
 EPOCHS = int(os.environ.get("MIMMX_EPOCHS", "24"))
@@ -97,11 +98,32 @@ def test_the_last_epoch_is_validated_and_saved_whatever_the_interval(folders, tm
     assert sorted(path.name[-10:] for path in tmp_path.glob("models/state*")) == ["epoch=2.pt", "epoch=3.pt"]
 
 
+def test_two_trainings_at_once_in_one_folder_do_not_mix(folders, tmp_path):
+    given = options("brain_age", folders, tmp_path, epochs=1, method="baseline", tensorboard=False)
+    command = [sys.executable, "-m", "monai.bundle", "run"]
+    command += ["--config_file", str(ROOT / "brain_age/configs/train.json")]
+    command += [word for key, value in given.items() for word in (f"--{key}", str(value))]
+    environment = os.environ | {"PYTHONPATH": str(ROOT.parent), "OMP_NUM_THREADS": "1"}
+    (tmp_path / "metrics.json").write_text("of an earlier run")
+    first = FolderLock(tmp_path)
+    first.hold()
+    second = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (
+        second.returncode == 1
+        and f"another training writes to output_dir {tmp_path} (process {os.getpid()} on " in second.stderr
+    )
+    assert (tmp_path / "metrics.json").read_text() == "of an earlier run" and not (tmp_path / "history.jsonl").exists()
+    first.release()
+    train("brain_age", folders, tmp_path, epochs=1, method="baseline", tensorboard=False)
+    take = "import sys; from monai_mimmx.files import FolderLock; FolderLock(sys.argv[1]).hold()"
+    assert subprocess.run([sys.executable, "-c", take, tmp_path], env=environment).returncode == 0  # it was let go
+
+
 def test_nothing_goes_on_from_another_trainings_checkpoint(folders, tmp_path):
     """Killed before its first checkpoint, in a folder that holds an earlier training's."""
     output, more = tmp_path / "output", {"epochs": 1, "tensorboard": False}
     train("brain_age", folders, output, method="baseline", **more)
-    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in output.rglob("[!.]*") if path.is_file()}
     code, _ = run("brain_age", folders, output, at=("start", 1), seed=5, agreement=0.8, **more)
     assert code == -signal.SIGKILL
     with pytest.raises(RuntimeError) as caught:
@@ -111,7 +133,7 @@ def test_nothing_goes_on_from_another_trainings_checkpoint(folders, tmp_path):
         rf"{output}/models/state_checkpoint_epoch=1.pt: .* other settings: method was 'baseline' and is", str(told)
     )
     assert "agreement was 0.9 and is 0.8" in str(told) and "and other rows or labels in the subset 'train'" in str(told)
-    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in output.rglob("[!.]*") if path.is_file()} == before
     # Whose it is may go on, for longer and elsewhere.
     shutil.move(output, tmp_path / "moved")
     metrics = train("brain_age", folders, tmp_path / "moved", method="baseline", resume=True, **more | {"epochs": 2})
