@@ -5,7 +5,7 @@ Run the benchmarks and write their rows as JSON and as tables, and what they com
 the bundles have recorded.
 
 python -m benchmarks                                  all of them
-python -m benchmarks --only mine_update epoch         some; the others stay as they were measured on this machine
+python -m benchmarks --only mine_update epoch         some; the others stay as they were measured, here or elsewhere
 python -m benchmarks --quick --output_dir DIR         sizes that only show that they run
 python -m benchmarks --only                           none: only write the tables again
 python -m benchmarks --device cuda                    those of a GPU, in results_gpu.json and results_gpu.md
@@ -45,28 +45,34 @@ NAMES = (
 ON_GPU = ("mine_update", "epoch", "switches")
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-EMPTY: dict[str, Any] = {"machine": {}, "load": {}, "benchmarks": {}}
+PARTS = ("machine", "load", "benchmarks")
+"""For each benchmark: where it was measured, the load of that machine before, and its rows by group."""
 
 
-def describe_machine(results: Mapping[str, Any]) -> str:
-    """One sentence on where, and whether the machine was free."""
-    machine = results["machine"]
-    text = f"Measured on {machine['gpu']} beside " if "gpu" in machine else "Measured on "
-    text += (
-        f"{machine['processor']}, {machine['threads']} thread(s) of {machine['cores']} cores, PyTorch "
-        f"{machine['torch']}, MONAI {machine['monai']}, Python {machine['python']}."
-    )
-    busiest = max(results["load"].values(), default=0.0)
-    if busiest > machine["threads"]:
-        text += (
-            f" Others were using the machine (load before a benchmark up to {busiest:.1f}): trust ratios, not seconds."
+def describe_machines(results: Mapping[str, Any]) -> str:
+    """A sentence for each machine, and whether it was free; with what was measured on it, where there are several."""
+    names: dict[str, list[str]] = {}
+    for name, machine in results["machine"].items():
+        where = f"{machine['gpu']} beside " if "gpu" in machine else ""
+        where += (
+            f"{machine['processor']}, {machine['threads']} thread(s) of {machine['cores']} cores, PyTorch "
+            f"{machine['torch']}, MONAI {machine['monai']}, Python {machine['python']}"
         )
-    return text
+        names.setdefault(where, []).append(name)
+    told = [
+        f"Measured on {where}{': ' + ', '.join(of_it) if len(names) > 1 else ''}." for where, of_it in names.items()
+    ]
+    busiest = max(results["load"].values(), default=0.0)
+    if busiest > min(machine["threads"] for machine in results["machine"].values()):
+        told.append(
+            f"Others were using the machine (load before a benchmark up to {busiest:.1f}): trust ratios, not seconds."
+        )
+    return " ".join(told)
 
 
 def format_tables(results: Mapping[str, Any]) -> str:
     """Markdown: a line on the machine, then a paragraph and a table per group of rows."""
-    parts = [describe_machine(results)]
+    parts = [describe_machines(results)]
     for name, groups in results["benchmarks"].items():
         parts.append(" ".join((importlib.import_module(f"benchmarks.{name}").__doc__ or "").split()))
         for rows in groups.values():
@@ -83,7 +89,7 @@ def format_summary(results: Mapping[str, Any]) -> str:
     for name, groups in results["benchmarks"].items():
         lines += _SUMMARIES[name](groups)
     lines += _overhead(results["benchmarks"])
-    return markdown_table(["what", "measured"], lines) + f"\n\n{describe_machine(results)}\n"
+    return markdown_table(["what", "measured"], lines) + f"\n\n{describe_machines(results)}\n"
 
 
 def _mine_update(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
@@ -95,7 +101,7 @@ def _mine_update(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
             ours += (
                 f"; the literature's form {_cell(row['literature_milliseconds'])} ms, "
                 f"{_cell(row['literature_megabytes'])} MB: {_cell(row['bundles_times_cheaper'])} times as dear "
-                f"({_cell(row['default_times_cheaper'])} with 16 negatives, {_cell(row['many_times_cheaper'])} with 64)"
+                f"({_cell(row['default_times_cheaper'])} with 16 negatives, {_cell(row['many_times_cheaper'])} with 32)"
             )
         lines.append([what, ours])
     for row in groups.get("estimates", ()):
@@ -104,7 +110,7 @@ def _mine_update(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
             for form, name in (
                 ("bundles", "4 negatives"),
                 ("default", "16"),
-                ("many", "64"),
+                ("many", "32"),
                 ("literature", "literature"),
             )
         )
@@ -233,7 +239,7 @@ _SUMMARIES = {
 
 def load_results(path: Path) -> dict[str, Any]:
     """The recorded results; no benchmarks where there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else EMPTY  # type: ignore[no-any-return]
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {part: {} for part in PARTS}  # type: ignore[no-any-return]
 
 
 def _cell(value: Any) -> str:
@@ -288,11 +294,10 @@ def main() -> None:
     options.output_dir.mkdir(parents=True, exist_ok=True)
     stem = "results_gpu" if on_gpu else "results"
     known = load_results(options.output_dir / f"{stem}.json")
-    if names and known["machine"] != machine:  # what was measured elsewhere does not stand beside it
-        known = {"machine": machine, "load": {}, "benchmarks": {}}
     for name in (*names, None):
         if name is not None:
             print(f"{name} ...", flush=True)
+            known["machine"][name] = machine
             known["load"][name] = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
             known["benchmarks"][name] = importlib.import_module(f"benchmarks.{name}").measure(
                 options.quick, **({"device": "cuda"} if on_gpu else {})
@@ -300,7 +305,7 @@ def main() -> None:
         if not known["benchmarks"]:
             continue
         # After each, so that what was measured is not lost; always in the same order.
-        for part in ("load", "benchmarks"):
+        for part in PARTS:
             known[part] = {key: known[part][key] for key in NAMES if key in known[part]}
         write_json(options.output_dir / f"{stem}.json", known)
         write_text(options.output_dir / f"{stem}.md", format_tables(known))

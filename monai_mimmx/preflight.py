@@ -276,14 +276,8 @@ class _Check:
         try:
             metrics = json.loads(record.read_text(encoding="utf-8"))
             trained, classes = metrics["config"], [[*names] for names in metrics["classes"].values()]
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ):  # not of this toolkit, or moved: nothing to hold
-            return
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return  # moved, or not of this toolkit: there is nothing to compare with
         for name, key in AS_TRAINED.items():
             if name not in trained or key not in self.parser or name in self.wrong:
                 continue

@@ -250,9 +250,9 @@ def execute_runs(
 
     A run that fails leaves `error.json` (its exit status and last lines) and the rest go on; it is tried again by the
     next call. Only where the first three fail with the same words before they have trained an epoch, and none is finished, is
-    it the table or an option that all share, and the rest are not begun. `log.txt` in its folder holds all that it printed. Each process gets its share of the CPU cores, unless
-    OMP_NUM_THREADS is set, and where there are several GPUs they are dealt out. A run that another process is running
-    is left to it.
+    it the table or an option that all share, and the rest are not begun. `log.txt` in its folder holds all that it printed.
+    Each process gets its share of the CPU cores, unless OMP_NUM_THREADS is set, and where there are several GPUs they are
+    dealt out. A run that another process is running is left to it.
 
     Args:
         runs: of `plan_runs`.
