@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -12,6 +13,7 @@ import mmap
 import multiprocessing
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,7 +26,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from monai_mimmx.files import locked
+from monai_mimmx.files import locked, write_json
 
 CACHE_VERSION = 1
 DTYPES = ("uint8", "float16", "float32")
@@ -87,23 +89,26 @@ def _start_worker(job: dict[str, Any]) -> None:
     _worker.update(job)
 
 
-def _fill(chunk: range) -> tuple[int, list[tuple[int, str]]]:
+def _fill(chunk: list[int]) -> tuple[int, list[tuple[int, str]]]:
     """Write the images of a chunk into the shared array; (how many were done, the failures)."""
     failures = []
     for index in chunk:
         try:
             _worker["pixels"][index] = load_image(_worker["paths"][index], _worker["transform"], *_worker["expected"])
+            _worker["done"][index] = 1
         except ValueError as error:
             failures.append((index, str(error)))
     return len(chunk), failures
 
 
 def _fill_all(job: dict[str, Any], num_workers: int, progress: bool) -> list[tuple[int, str]]:
-    total = len(job["paths"])
-    chunks = [range(start, min(start + 16, total)) for start in range(0, total, 16)]
+    total, missing = len(job["paths"]), np.flatnonzero(job["done"] == 0).tolist()
+    chunks = [missing[start : start + 16] for start in range(0, len(missing), 16)]
     failures: list[tuple[int, str]] = []
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=total, desc="caching images", unit="img", disable=not progress))
+        bar = stack.enter_context(
+            tqdm(total=total, initial=total - len(missing), desc="caching images", unit="img", disable=not progress)
+        )
         results: Iterator[tuple[int, list[tuple[int, str]]]]
         pool = None
         if num_workers > 1 and len(chunks) > 1 and "fork" in multiprocessing.get_all_start_methods():
@@ -130,14 +135,22 @@ def _fill_all(job: dict[str, Any], num_workers: int, progress: bool) -> list[tup
     return failures
 
 
-def _cache_key(paths: Sequence[str], describe: Callable[[int], str], transform_key: str, dtype: str) -> str:
-    digest = hashlib.sha256(json.dumps([CACHE_VERSION, dtype, transform_key]).encode())
+def _identities(paths: Sequence[str], describe: Callable[[int], str]) -> list[str]:
+    """Path, size and time of each file."""
+    identities = []
     for index, path in enumerate(paths):
         try:
             stat = os.stat(path)
         except OSError as error:
             raise ValueError(f"{describe(index)}: {path}: the file cannot be opened ({_cause(error)})") from None
-        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        identities.append(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}")
+    return identities
+
+
+def _cache_key(identities: Sequence[str], transform_key: str, dtype: str) -> str:
+    digest = hashlib.sha256(json.dumps([CACHE_VERSION, dtype, transform_key]).encode())
+    for identity in identities:
+        digest.update(f"{identity}\n".encode())
     return digest.hexdigest()
 
 
@@ -156,20 +169,101 @@ def cached_file(
     if cache_dir is None:
         return None
     try:
-        key = _cache_key(sorted(images), lambda index: f"image {index}", transform_key, dtype)
+        key = _cache_key(_identities(sorted(images), lambda index: f"image {index}"), transform_key, dtype)
     except ValueError:  # of a file that cannot be opened
         return None
     file = Path(cache_dir) / f"{key}.npy"
     return file if file.is_file() else None
 
 
-def _is_first_of(target: Path, image: np.ndarray) -> bool:
-    """Whether a cache file begins with this image, up to the rounding that differs between numbers of threads."""
-    stored = np.load(target, mmap_mode="r")
-    if stored.shape[1:] != image.shape:
+def _is_alike(stored: np.ndarray, image: np.ndarray) -> bool:
+    """Whether a stored image is this one, up to the rounding that differs between numbers of threads."""
+    if stored.shape != image.shape:
         return False
-    old, new = np.asarray(stored[0], dtype=np.float64), image.astype(np.float64)
+    old, new = np.asarray(stored, dtype=np.float64), image.astype(np.float64)
     return bool(np.abs(old - new).max() <= 2e-3 * np.abs(new).max())
+
+
+class _Unfinished:
+    """
+    A cache file that is being built: its pixels, which of them are done, and of which files they are.
+
+    What a build that failed or was killed leaves is taken over by the next one of the same transform.
+    """
+
+    def __init__(self, folder: Path, key: str, build: str) -> None:
+        self.key = key
+        self.pixels, self.done, self.files = (folder / f".{key}.{build}.{end}" for end in ("part", "done", "json"))
+
+    def remove(self) -> None:
+        for path in (self.files, self.done, self.pixels):
+            path.unlink(missing_ok=True)
+
+
+def _unfinished(folder: Path) -> list[_Unfinished]:
+    names = (path.name.split(".") for path in sorted(folder.glob(".*.*.json")))
+    return [_Unfinished(folder, name[1], name[2]) for name in names if len(name) == 4]
+
+
+def _remove_unfinished(folder: Path, key: str) -> None:
+    """Remove what no process builds any more; the caller holds the lock of `key`."""
+    for left_over in _unfinished(folder):
+        if left_over.key == key:
+            left_over.remove()
+            continue
+        with locked(folder / f".{left_over.key}.lock") as lock:
+            if lock is not None and lock != -1:
+                left_over.remove()
+
+
+def _take_over(
+    pixels: np.ndarray,
+    done: np.ndarray,
+    identities: Sequence[str],
+    about: list[str],
+    load: Callable[[str], np.ndarray],
+    folder: Path,
+) -> None:
+    """
+    Copy the images that an earlier build in the folder, finished or not, has decoded, and mark them as done.
+
+    Args:
+        pixels: `(n, C, *spatial)`, to be filled.
+        done: `(n,)`, 1 where they are.
+        identities: of the n files.
+        about: transform key and dtype.
+        load: one image by its path, to see that the transform is still the same.
+        folder: of the caches.
+    """
+    missing = {identity: row for row, identity in enumerate(identities)}
+    whole = [(path, path.with_suffix(".npy"), None) for path in folder.glob("[!.]*.json")]
+    parts = [(part.files, part.pixels, part.done) for part in _unfinished(folder)]
+    for index, array, flags in [*whole, *parts]:
+        try:
+            known = json.loads(index.read_text(encoding="utf-8"))
+            if known["about"] != about:
+                continue
+            stored = np.load(array, mmap_mode="r")
+            ready = np.ones(len(stored), np.uint8) if flags is None else np.fromfile(flags, np.uint8)
+            rows = [
+                (row, missing[identity])
+                for row, identity in enumerate(known["files"])
+                if identity in missing and ready[row]
+            ]
+            if not rows or not _is_alike(stored[rows[0][0]], load(identities[rows[0][1]].split("\0")[0])):
+                continue
+        except (OSError, ValueError, KeyError, IndexError, TypeError):  # not whole, or of an image that cannot be read
+            continue
+        for start in range(0, len(rows), 256):
+            theirs, ours = np.array(rows[start : start + 256]).T
+            block = stored[theirs]
+            flat = block.reshape(len(block), -1)
+            sound = flat.min(axis=1) < flat.max(axis=1)  # what a machine lost that stopped before it wrote
+            pixels[ours[sound]] = block[sound]
+            done[ours[sound]] = 1
+        missing = {identity: row for identity, row in missing.items() if not done[row]}
+        if not missing:
+            break
 
 
 def _build(
@@ -188,17 +282,19 @@ def _build(
         raise ValueError(f"expected dtype to be one of {', '.join(DTYPES)}, got {dtype!r}")
     if not len(paths):
         raise ValueError("expected at least one image to cache, got none")
-    key = _cache_key(paths, describe, transform_key, dtype)
+    identities = _identities(paths, describe)
+    key = _cache_key(identities, transform_key, dtype)
 
-    def fill(allocate: Callable[[tuple[int, ...]], np.ndarray]) -> np.ndarray:
+    def fill(allocate: Callable[[tuple[int, ...]], tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         try:
             first = load_image(paths[0], transform, dtype, None)
             if not np.array_equal(first, load_image(paths[0], transform, dtype, None)):
                 raise ValueError("the transform gave two different results for it: only a deterministic one is cached")
         except ValueError as error:
             raise ValueError(f"{describe(0)}: {paths[0]}: {error}") from error.__cause__
-        pixels = allocate((len(paths), *first.shape))
-        job = {"pixels": pixels, "paths": paths, "transform": transform, "expected": (dtype, first.shape)}
+        pixels, done = allocate((len(paths), *first.shape))
+        expected = (dtype, first.shape)
+        job = {"pixels": pixels, "done": done, "paths": paths, "transform": transform, "expected": expected}
         failures = _fill_all(job, num_workers, progress)
         if failures:
             (index, cause), *others = sorted(failures)
@@ -210,10 +306,12 @@ def _build(
         return pixels
 
     if cache_dir is None:
+        size = np.dtype(dtype).itemsize
         return fill(
-            lambda shape: np.frombuffer(
-                mmap.mmap(-1, int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype=dtype
-            ).reshape(shape)
+            lambda shape: (
+                np.frombuffer(mmap.mmap(-1, int(np.prod(shape)) * size), dtype=dtype).reshape(shape),
+                np.zeros(len(paths), np.uint8),
+            )
         )
     folder = Path(cache_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -223,30 +321,42 @@ def _build(
             first = load_image(paths[0], transform, dtype, None)
         except ValueError as error:
             raise ValueError(f"{describe(0)}: {paths[0]}: {error}") from error.__cause__
-        if not _is_first_of(target, first):  # the transform changed and transform_key did not
+        if not _is_alike(np.load(target, mmap_mode="r")[0], first):  # the transform changed and transform_key did not
             target = folder / f"{key[:32]}{hashlib.sha256(first.tobytes()).hexdigest()[:32]}.npy"
             key = target.stem
     if not target.exists():
         with locked(folder / f".{key}.lock", wait=True) as lock:  # without locks each process builds its own
-            for left_over in folder.glob(f".{key}.*.npy") if lock != -1 else ():  # of a process that was killed
-                left_over.unlink()
             if not target.exists():  # built while this process waited for the lock
-                temporary = folder / f".{key}.{os.getpid()}.npy"
+                part, about = _Unfinished(folder, key, uuid.uuid4().hex), [transform_key, dtype]
 
-                def allocate(shape: tuple[int, ...]) -> np.ndarray:
+                def allocate(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
                     needed, free = int(np.prod(shape)) * np.dtype(dtype).itemsize, shutil.disk_usage(folder).free
+                    if needed > free and lock != -1:
+                        _remove_unfinished(folder, key)
+                        free = shutil.disk_usage(folder).free
                     if needed > free:
                         raise OSError(
                             f"the image cache needs {needed / 1e9:.3g} GB in {folder}, where {free / 1e9:.3g} GB are "
                             "free: choose another cache_dir, or a smaller image size"
                         )
-                    return np.lib.format.open_memmap(temporary, mode="w+", dtype=np.dtype(dtype), shape=shape)
+                    pixels = np.lib.format.open_memmap(part.pixels, mode="w+", dtype=np.dtype(dtype), shape=shape)
+                    done = np.memmap(part.done, np.uint8, mode="w+", shape=(len(paths),))
+                    write_json(part.files, {"about": about, "files": identities})
+                    load = functools.partial(load_image, transform=transform, dtype=dtype, shape=None)
+                    _take_over(pixels, done, identities, about, load, folder)
+                    return pixels, done
 
                 try:
                     fill(allocate).flush()  # type: ignore[attr-defined]
-                    os.replace(temporary, target)
-                finally:
-                    temporary.unlink(missing_ok=True)
+                except BaseException:
+                    if not part.done.is_file() or not np.fromfile(part.done, np.uint8).any():
+                        part.remove()
+                    raise
+                os.replace(part.pixels, target)
+                os.replace(part.files, target.with_suffix(".json"))
+                part.done.unlink()
+                if lock != -1:
+                    _remove_unfinished(folder, key)
     return np.load(target, mmap_mode="r")
 
 
@@ -292,7 +402,8 @@ class CachedImages(Dataset):
     are (normalise them in batches then); pixels it cannot hold exactly are an error.
 
     A cache file is named after the image paths, their sizes and times, `transform_key` and `dtype`: anything that
-    changes builds another file. Files of earlier keys are left where they are. A file is reused only if its first image
+    changes builds another file, which takes over the images that earlier ones have of the same transform, and those of a
+    build that failed or was killed. Files of earlier keys are left where they are. A file is reused only if an image of it
     is what the transform still gives, since a changed transform is easily left without another `transform_key`.
 
     Args:

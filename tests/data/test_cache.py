@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from monai_mimmx.data import cache
 from monai_mimmx.data.cache import CachedImages, cache_subsets, keep_batch
+from monai_mimmx.files import locked
 
 TASKS = ["sick", "sex"]
 READ = Compose([LoadImaged("image", reader="PILReader"), EnsureChannelFirstd("image")])
@@ -109,7 +111,7 @@ def test_cache_is_reused_until_something_changes(frame, tmp_path):
     assert calls(dtype="float32") == built
     assert calls(transform_key="other") == built
     os.utime(frame["image"][5], ns=(0, 0))
-    assert calls() == built
+    assert calls() == 4  # the others are taken over, after one more look at the first
     assert calls() == 1
     assert len(list(cache.glob("*.npy"))) == 4
     assert not list(cache.glob(".*.npy"))
@@ -193,15 +195,90 @@ def test_two_processes_build_one_cache(frame, tmp_path):
     assert results[0][1] == results[1][1] == sum(pixels_of(path).sum(dtype=np.float64) for path in frame["image"])
 
 
-def test_a_killed_build_leaves_nothing_behind(frame, tmp_path):
+def left_over(folder):
+    return [path.name for path in folder.glob(".*") if not path.name.endswith(".lock")]
+
+
+def interrupted(frame, folder, at, error=KeyboardInterrupt):
+    """A build that ends at a row."""
+
+    def read(item):
+        if item["image"] == frame["image"][at]:
+            raise error
+        return READ(item)
+
+    with pytest.raises(error if error is KeyboardInterrupt else ValueError):
+        CachedImages(frame, TASKS, read, cache_dir=folder, **OPTIONS)
+
+
+def taken_over(frame, folder, **options):
+    """How many files are read to build a cache; it must hold what one from nothing does."""
+    reader = Counting()
+    data = CachedImages(frame, TASKS, reader, cache_dir=folder, **{**OPTIONS, **options})
+    np.testing.assert_array_equal(data.images, np.stack([pixels_of(path) for path in frame["image"]]))
+    return len({*reader.calls})
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_build_goes_on_and_leaves_nothing_behind(frame, tmp_path, workers):
     cache = tmp_path / "cache"
-    CachedImages(frame, TASKS, READ, cache_dir=cache, **OPTIONS)
-    finished = next(cache.glob("*.npy"))
-    left_over = cache / f".{finished.stem}.123.npy"
-    finished.rename(left_over)
-    CachedImages(frame, TASKS, READ, cache_dir=cache, **OPTIONS)
-    assert finished.exists()
-    assert not left_over.exists()
+    interrupted(frame, cache, 25)
+    assert len(left_over(cache)) == 3 and not list(cache.glob("*.npy"))
+    assert taken_over(frame, cache, num_workers=workers) == 16  # the first, and from 25 on, in one piece
+    assert not left_over(cache)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_a_bad_image_the_others_are_not_read_again(frame, tmp_path, workers):
+    cache, bad = tmp_path / "cache", frame["image"][25]
+    whole = Path(bad).read_bytes()
+    Path(bad).write_bytes(whole[:60])
+    with pytest.raises(ValueError, match="row 25"):
+        CachedImages(frame, TASKS, READ, cache_dir=cache, **{**OPTIONS, "num_workers": workers})
+    without = frame.drop(25).reset_index(drop=True)
+    assert taken_over(without, cache) == 1  # to see that the transform is the same
+    Path(bad).write_bytes(whole)
+    assert taken_over(frame, cache) == 2
+    assert not left_over(cache)
+
+
+def test_images_that_come_to_a_table_are_all_that_is_read(frame, tmp_path):
+    cache = tmp_path / "cache"
+    assert taken_over(frame[10:30].reset_index(drop=True), cache) == 20
+    assert taken_over(frame, cache) == 21  # one of the known to compare
+    assert taken_over(frame[::-1].reset_index(drop=True), cache) <= 3  # one of each earlier cache, and the first
+    assert taken_over(frame, cache, transform_key="other") == 40
+
+
+def test_what_a_machine_lost_before_it_wrote_is_read_again(frame, tmp_path):
+    cache = tmp_path / "cache"
+    interrupted(frame, cache, 25)
+    part = next(cache.glob(".*.part"))
+    np.load(part, mmap_mode="r+")[3:7] = 0
+    assert taken_over(frame, cache) == 20
+    for damage in (lambda path: path.unlink(), lambda path: path.write_bytes(b"{")):
+        for end in ("part", "done", "json"):
+            interrupted(frame, tmp_path / "damaged", 25)
+            damage(next((tmp_path / "damaged").glob(f".*.{end}")))
+            assert taken_over(frame, tmp_path / "damaged") >= 16
+            shutil.rmtree(tmp_path / "damaged")
+
+
+def test_a_build_with_nothing_done_leaves_nothing(frame, tmp_path):
+    interrupted(frame, tmp_path / "cache", 0)
+    interrupted(frame, tmp_path / "cache", 0, OSError)
+    assert not left_over(tmp_path / "cache")
+
+
+def test_what_another_process_builds_is_read_and_not_removed(frame, tmp_path):
+    cache = tmp_path / "cache"
+    interrupted(frame, cache, 25)
+    key = left_over(cache)[0].split(".")[1]
+    with locked(cache / f".{key}.lock"):  # as that process does
+        assert taken_over(frame[:30].reset_index(drop=True), cache) == 6
+        assert len(left_over(cache)) == 3
+    assert taken_over(frame[:31].reset_index(drop=True), cache) == 2
+    assert not left_over(cache)
 
 
 def fails(frame, match, transform=READ, **options):
