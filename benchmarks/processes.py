@@ -22,7 +22,7 @@ from benchmarks.timing import median_ratio
 from monai_mimmx.handlers import read_history
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
-TURNS = {"brain_age": 7, "pleural_effusion": 3}
+TURNS = {"brain_age": 5, "pleural_effusion": 3}
 """Of the short epochs of four convolutions more: what a machine gives them differs from one half minute to the next."""
 
 SIZES: dict[str, dict[str, Any]] = {  # with the batch of all processes together
