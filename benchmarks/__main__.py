@@ -101,7 +101,7 @@ def _mine_update(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
             ours += (
                 f"; the literature's form {_cell(row['literature_milliseconds'])} ms, "
                 f"{_cell(row['literature_megabytes'])} MB: {_cell(row['bundles_times_cheaper'])} times as dear "
-                f"({_cell(row['default_times_cheaper'])} with 16 negatives, {_cell(row['many_times_cheaper'])} with 32)"
+                f"({_cell(row['default_times_cheaper'])} with 16 negatives, {_cell(row['many_times_cheaper'])} with 64)"
             )
         lines.append([what, ours])
     for row in groups.get("estimates", ()):
@@ -110,7 +110,7 @@ def _mine_update(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
             for form, name in (
                 ("bundles", "4 negatives"),
                 ("default", "16"),
-                ("many", "32"),
+                ("many", "64"),
                 ("literature", "literature"),
             )
         )
