@@ -26,6 +26,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from monai_mimmx.errors import first_line
 from monai_mimmx.files import locked, write_json
 
 CACHE_VERSION = 1
@@ -46,8 +47,8 @@ def _cause(error: BaseException) -> str:
     """The error that a transform raised, on one line, out of MONAI's "applying transform ..." around it."""
     while str(error).startswith("applying transform") and (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    kind, told = type(error).__name__, first_line(error)
+    return kind if told == kind else f"{kind}: {told}"
 
 
 def load_image(path: str, transform: Transform, dtype: str, shape: tuple[int, ...] | None) -> np.ndarray:
@@ -212,7 +213,7 @@ def _remove_unfinished(folder: Path, key: str) -> None:
             left_over.remove()
             continue
         with locked(folder / f".{left_over.key}.lock") as lock:
-            if lock is not None and lock != -1:
+            if lock not in (None, -1):
                 left_over.remove()
 
 
