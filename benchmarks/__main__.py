@@ -18,6 +18,8 @@ import importlib
 import json
 import os
 import platform
+import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -157,11 +159,12 @@ def _processes(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
         bundles.setdefault(row["bundle"], {})[row["processes"]] = _cell(row["times_faster"])
     return [
         [
-            f"Two processes, as large a joint batch, `{bundle}`",
-            f"{faster['two']} times as fast as one ({faster['two apart']} times for two that know nothing of each "
-            "other: what the machine gives)",
+            f"Two processes, {what}, `{bundle}`",
+            f"{faster['two' + which]} times as many images a second as one ({faster['two apart' + which]} times for two "
+            "that know nothing of each other: what the machine gives)",
         ]
         for bundle, faster in bundles.items()
+        for which, what in (("", "as large a joint batch"), (", a batch each", "a batch each"))
     ]
 
 
@@ -270,6 +273,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output_dir", type=Path, default=HERE)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that its processes end with it
     FRESH.set_forkserver_preload(["monai_mimmx"])
     on_gpu, known_names = options.device == "cuda", ON_GPU if options.device == "cuda" else NAMES
     names = known_names if options.only is None else options.only

@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,18 @@ class Stopwatch:
         self._last = 0.0
 
 
-def make_trainer(folder: Path, scale: float, options: dict[str, Any], *, bundle: str = "brain_age", **more: Any) -> Any:
+def make_trainer(
+    folder: Path,
+    scale: float,
+    options: dict[str, Any],
+    *,
+    bundle: str = "brain_age",
+    overlays: Sequence[str] = (),
+    **more: Any,
+) -> Any:
     """A bundle's trainer without validation, on a cohort in `folder`."""
     parser = ConfigParser()
-    parser.read_config(BUNDLES / bundle / "configs" / "train.json")
+    parser.read_config([BUNDLES / bundle / "configs" / f"{name}.json" for name in ("train", *overlays)])
     parser.update(
         {
             "bundle_root": str(BUNDLES / bundle),

@@ -1,96 +1,136 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
 """
-An epoch of two bundles on two processes of one thread each against one process of one thread.
+Images per second of two bundles on two processes of one thread each, against one process of one thread.
 
-The brain bundle's encoder, four convolutions of large images, waits for memory, which both share; a chest bundle's,
-DenseNet-121, computes. Beside it what the machine gives at most: two processes that know nothing of each other, with
-half of the batch each.
+The two share the batch of the one, which makes the same training, or have a batch as large each, as they do where only
+`multi_gpu_train.json` is added to the command. The brain bundle's encoder, four convolutions of large images, waits for
+memory, which both share; a chest bundle's, DenseNet-121, computes. Beside it what the machine gives at most: two processes
+that know nothing of each other. All of them stay, and train an epoch in turn.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.timing import median_ratio
-from monai_mimmx.handlers import read_history
+import torch
 
-BUNDLES = Path(__file__).parents[1] / "bundles"
-TURNS = {"brain_age": 5, "pleural_effusion": 3}
-"""Of the short epochs of four convolutions more: what a machine gives them differs from one half minute to the next."""
+from benchmarks.epoch import make_trainer
+from benchmarks.timing import FRESH, median_ratio, take_turns
+from monai_mimmx.engines import reuse_freed_memory
 
-SIZES: dict[str, dict[str, Any]] = {  # with the batch of all processes together
-    "brain_age": {"epochs": 7, "val_interval": 7, "refine_epochs": 0, "cohort_scale": 0.5, "batch_size": 150},
-    "pleural_effusion": {"epochs": 4, "val_interval": 4, "refine_epochs": 0, "cohort_scale": 0.05, "batch_size": 100},
+
+class Form(NamedTuple):
+    """A way to train on `processes` processes with `batches` batches among them, in one group or apart."""
+
+    processes: int
+    batches: int
+    apart: bool = False
+
+
+FORMS = {
+    "one": Form(1, 1),
+    "two": Form(2, 1),
+    "two, a batch each": Form(2, 2),
+    "two apart": Form(2, 1, apart=True),
+    "two apart, a batch each": Form(2, 2, apart=True),
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "brain_age": {"scale": 0.5, "batch_size": 150, "repeats": 25},
+    "pleural_effusion": {"scale": 0.05, "batch_size": 100, "repeats": 5},
 }
 
 
+def _train(pipe: Any, bundle: str, folder: Path, form: Form, rank: int, scale: float, options: dict[str, Any]) -> None:
+    """Train an epoch whenever asked, and tell how many images that takes; for a process of its own."""
+    torch.set_num_threads(1)
+    reuse_freed_memory()
+    together = form.processes > 1 and not form.apart
+    if together:
+        os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
+        store = f"file://{folder / f'group_of_{form.batches}'}"
+        torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=form.processes)
+        options = {**options, "backend": "gloo"}
+    else:
+        options = {**options, "device": "cpu"}
+    overlays = ["multi_gpu_train"] if together else []
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer = make_trainer(folder, scale, options, bundle=bundle, overlays=overlays)
+        while True:  # until it is terminated
+            pipe.send(len(trainer.data_loader) * options["batch_size"])
+            pipe.recv()
+            trainer.run()
+
+
+def _images(pipes: list[Any]) -> int:
+    """Wait for all processes of a form; what they tell."""
+    try:
+        return sum(pipe.recv() for pipe in pipes)
+    except EOFError:
+        raise RuntimeError("a training of the benchmark ended early; see its message above.") from None
+
+
 def _start(
-    bundle: Path, processes: int, folder: Path, name: str, options: dict[str, Any]
-) -> tuple[subprocess.Popen[bytes], Path]:
-    """A training under way, and the history that it writes."""
-    names = ("train",) if processes == 1 else ("train", "multi_gpu_train")
-    configs = [str(bundle / "configs" / f"{config}.json") for config in names]
-    output = folder / f"output_{name}"
-    given = {
-        "bundle_root": bundle,
-        "cohort_dir": folder / "cohort",
-        "cache_dir": folder / "cache",
-        "output_dir": output,
-    }
-    if processes > 1:
-        given["backend"] = "gloo"
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
-    command = [sys.executable, *start, "-m", "monai.bundle", "run", "--config_file", str(configs)]
-    command += [word for key, value in {**given, **options}.items() for word in (f"--{key}", str(value))]
-    path = os.pathsep.join([str(BUNDLES.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, env=environment, **silent), output / "history.jsonl"
+    stack: ExitStack, bundle: str, folder: Path, form: Form, scale: float, options: dict[str, Any]
+) -> tuple[Callable[[], Any], int]:
+    """What trains an epoch of a form when called, and how many images that takes."""
+    pipes = []
+    options = {**options, "batch_size": options["batch_size"] * form.batches // form.processes}
+    for rank in range(form.processes):
+        ours, theirs = FRESH.Pipe()
+        arguments = (theirs, bundle, folder, form, rank, scale, options)
+        process = FRESH.Process(target=_train, args=arguments, daemon=True)
+        process.start()
+        theirs.close()
+        stack.callback(process.join)
+        stack.callback(process.terminate)
+        pipes.append(ours)
+
+    def epoch() -> None:
+        for pipe in pipes:
+            pipe.send(None)
+        _images(pipes)
+
+    return epoch, _images(pipes)
 
 
-def _finish(training: tuple[subprocess.Popen[bytes], Path]) -> float:
-    """Median seconds of an epoch, without the first and the last, which also validates."""
-    process, history = training
-    if process.wait():
-        raise subprocess.CalledProcessError(process.returncode, process.args)
-    return statistics.median(row["seconds"] for row in read_history(history)[1:-1] or read_history(history))
-
-
-def _compare(bundle: Path, options: dict[str, Any], turns: int) -> list[dict[str, Any]]:
-    half = {**options, "batch_size": options["batch_size"] // 2}
-    seconds: dict[str, list[float]] = {"one": [], "two": [], "two apart": []}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for turn in range(turns):
-            seconds["one"].append(_finish(_start(bundle, 1, folder, f"one_{turn}", options)))
-            seconds["two"].append(_finish(_start(bundle, 2, folder, f"two_{turn}", half)))
-            apart = [_start(bundle, 1, folder, f"apart_{turn}_{i}", half) for i in (0, 1)]
-            # An epoch of them has twice the steps of the others'.
-            seconds["two apart"].append(max(_finish(training) for training in apart) / 2)
+def _compare(bundle: str, scale: float, repeats: int, options: dict[str, Any]) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        with contextlib.redirect_stdout(io.StringIO()):
+            make_trainer(Path(name), scale, options, bundle=bundle)  # which writes the cohort and decodes its images
+        start = partial(_start, stack, bundle, Path(name), scale=scale, options=options)
+        started = {label: start(form=form) for label, form in FORMS.items()}
+        turns = take_turns({label: epoch for label, (epoch, _) in started.items()}, repeats)
+    # An epoch of processes apart, or of smaller joint batches, takes other numbers of images.
+    for label, (_, images) in started.items():
+        turns[label] = [seconds / images for seconds in turns[label]]
     return [
         {
-            "bundle": bundle.name,
-            "processes": processes,
-            "seconds": statistics.median(values),
-            "times_faster": median_ratio(seconds["one"], values),
+            "bundle": bundle,
+            "processes": label,
+            "images_per_second": 1 / statistics.median(seconds),
+            "times_faster": median_ratio(turns["one"], seconds),
         }
-        for processes, values in seconds.items()
+        for label, seconds in turns.items()
     ]
 
 
 def measure(quick: bool = False) -> dict[str, list[dict[str, Any]]]:
     """All rows; ``quick``: sizes that only show that it runs."""
-    tiny = {"epochs": 2, "val_interval": 2, "cohort_scale": 0.02, "image_size": 32, "batch_size": 16} if quick else {}
-    rows = [
-        row
-        for name, options in SIZES.items()
-        for row in _compare(BUNDLES / name, {**options, **tiny}, turns=1 if quick else TURNS[name])
-    ]
+    rows = []
+    for bundle, size in SIZES.items():
+        options = {"batch_size": size["batch_size"], "method": "mimmx"}
+        scale, repeats = size["scale"], size["repeats"]
+        if quick:
+            scale, repeats, options = 0.02, 1, options | {"image_size": 32, "batch_size": 16}
+        rows += _compare(bundle, scale, repeats, options)
     return {"processes": rows}

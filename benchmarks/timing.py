@@ -87,7 +87,8 @@ def peak_megabytes(make: Callable[..., Callable[[], Any]], *arguments: Any, **op
         RuntimeError: the process ended without an answer, most likely for want of memory.
     """
     receiver, sender = FRESH.Pipe(duplex=False)
-    process = FRESH.Process(target=_measure, args=(sender, make, arguments, options, torch.get_num_threads()))
+    arguments_of_it = (sender, make, arguments, options, torch.get_num_threads())
+    process = FRESH.Process(target=_measure, args=arguments_of_it, daemon=True)
     process.start()
     sender.close()
     try:

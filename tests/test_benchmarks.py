@@ -13,6 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # they are no part of the package
 
+from benchmarks import processes
 from benchmarks.__main__ import (
     _SUMMARIES,
     HERE,
@@ -82,13 +83,14 @@ def test_each_is_summed_up_in_the_readme():
 def test_processes_stand_beside_what_the_machine_gives():
     rows = [
         {"bundle": "brain_age", "processes": name, "times_faster": value}
-        for name, value in (("one", 1), ("two", 1.5), ("two apart", 1.75))
+        for name, value in zip(processes.FORMS, (1, 1.5, 1.6, 1.75, 1.8), strict=True)
     ]
     machine = dict.fromkeys(("processor", "cores", "torch", "monai", "python"), "x") | {"threads": 1}
     summary = format_summary(
         {"machine": {"processes": machine}, "load": {}, "benchmarks": {"processes": {"processes": rows}}}
     )
-    assert "1.5 times as fast as one (1.75 times for two that know nothing of each other" in summary
+    assert "1.5 times as many images a second as one (1.75 times for two that know nothing of each other" in summary
+    assert "a batch each, `brain_age` | 1.6 times as many images a second as one (1.8 times" in summary
 
 
 def test_rows_of_two_machines_are_told_apart():
