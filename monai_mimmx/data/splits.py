@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import logging
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from monai_mimmx.data.tables import PARTITIONS, Task
+from monai_mimmx.data.tables import PARTITIONS, Task, and_more
 from monai_mimmx.errors import raise_problems
 from monai_mimmx.options import NATURAL, require_options
 
@@ -176,7 +177,7 @@ class CorrelatedSplit:
         task_names: Sequence[str] | None = None,
     ) -> None:
         require_options(agreement=agreement)
-        single = isinstance(agreement, str | int | float)
+        single = isinstance(agreement, str | numbers.Real)
         values: list[float | str] = [agreement] if single else list(agreement)  # type: ignore[arg-type,list-item]
         self._single = single
         self._agreement = values
@@ -361,7 +362,7 @@ def make_subsets(
     factor is "natural" there is no `inv`: nothing is induced that could be inverted.
 
     Args:
-        frame: of `read_table`; its `split` column, where it has one, is the partition.
+        frame: of `read_table`, or alike: a subject in every row; its `split` column, where it has one, is the partition.
         tasks: of `parse_tasks`.
         agreement: see `CorrelatedSplit`; y is uniform over its classes in every subset, whatever it is in the table.
         sizes: largest number of rows per subset; absent or None: as many as the table allows.
@@ -372,7 +373,7 @@ def make_subsets(
         Subset name to frame, each with a fresh index.
 
     Raises:
-        ValueError: an unknown subset name, partitions without rows, or subsets that lose more than half of their rows, or
+        ValueError: an unknown subset name, rows without a subject, a subject in two splits, partitions without rows, or subsets that lose more than half of their rows, or
             all, to a cell that is empty; all of them.
 
     Example:
@@ -386,7 +387,16 @@ def make_subsets(
     """
     require_options(sizes=sizes)
     sizes = dict(sizes or {})
+    if (nameless := frame["subject"].isna()).any():
+        raise ValueError(
+            f"every row needs a subject, which may not be in two partitions: row {frame.index[nameless][0]!r} has none"
+            f"{and_more(int(nameless.sum()))}"
+        )
     if "split" in frame.columns:
+        pairs = frame[["subject", "split"]].drop_duplicates()["subject"]
+        if len(twice := pairs[pairs.duplicated()].unique()):
+            others = f", and {len(twice) - 1} others" if len(twice) > 1 else ""
+            raise ValueError(f"the subject {str(twice[0])!r} is in more than one split{others}")
         partition = frame["split"].to_numpy()
     else:
         partition = subject_partition(frame["subject"], fractions=fractions, seed=seed)

@@ -192,6 +192,13 @@ class MIMMXTrainer(SupervisedTrainer):
         compile_kwargs = kwargs.get("compile_kwargs") or {}
         if kwargs.get("compile"):
             _require_compiler(device, compile_kwargs.get("backend", "inductor"))
+        if feature_batches == 0 and (
+            isinstance(train_data_loader, Iterator) or getattr(train_data_loader, "persistent_workers", False)
+        ):
+            raise ValueError(
+                "feature_batches=0 needs a train_data_loader that can be iterated twice at once, for encoder steps and "
+                "estimator steps: give it a DataLoader with persistent_workers=False, or feature_batches of 1 or more."
+            )
         has_parameters = dependence is not None and any(True for _ in dependence.parameters())
         if has_parameters and dependence_optimizer is None:
             raise ValueError("a dependence term with parameters needs dependence_optimizer to train them.")
@@ -229,6 +236,7 @@ class MIMMXTrainer(SupervisedTrainer):
         self.detach_z, self.attention_temperature, self.max_grad_norm = detach_z, attention_temperature, max_grad_norm
         self.feature_batches = feature_batches
         self._skipped = 0
+        self._scaler_state: Mapping[str, Any] = {}
         self._features: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=max(feature_batches, 1))
         self._fresh_batches: Iterator | None = None
         with warnings.catch_warnings():  # MONAI makes the gradient scaler of CUDA on every device
@@ -241,6 +249,8 @@ class MIMMXTrainer(SupervisedTrainer):
         if self.compile and has_parameters:
             # Its steps are many and small: on a GPU it takes longer to start their operations than to compute them.
             self._called_dependence = torch.compile(dependence, **compile_kwargs)
+        # Behind handlers that load a checkpoint at the start, which may hold another state than was loaded before.
+        self.add_event_handler(Events.STARTED, self._load_scaler)
         # An iterator that outlived its epoch could not be restored when a training is resumed.
         self.add_event_handler(Events.EPOCH_STARTED, lambda: setattr(self, "_fresh_batches", None))
         if idist.get_world_size() > 1:
@@ -264,8 +274,14 @@ class MIMMXTrainer(SupervisedTrainer):
         self._features.clear()
         for parts in state_dict["features"]:
             self._features.append(tuple(part.to(self.state.device) for part in parts))
-        if self.scaler is not None and state_dict["scaler"]:
-            self.scaler.load_state_dict(state_dict["scaler"])
+        self._scaler_state = state_dict["scaler"] or {}
+        self._load_scaler()
+
+    def _load_scaler(self) -> None:
+        """Restore the gradient scaler, which is there once the training runs."""
+        if self.scaler is not None and self._scaler_state:
+            self.scaler.load_state_dict(dict(self._scaler_state))
+            self._scaler_state = {}
 
     def current_lambda(self) -> float:
         """The weight of the dependence term in the current epoch."""
@@ -309,7 +325,18 @@ class MIMMXTrainer(SupervisedTrainer):
             f_y, f_z, labels = f_y[known], f_z[known], labels[known]
         if len(labels) < 2:
             return f_y.new_zeros(len(self.term_names))
-        return self._called_dependence(f_y, f_z.detach() if detach_z else f_z, labels)  # type: ignore[no-any-return]
+        terms = self._called_dependence(f_y, f_z.detach() if detach_z else f_z, labels)
+        if terms.shape != (len(self.term_names),):
+            raise ValueError(
+                f"dependence must return one term for each of {list(self.term_names)}, shape ({len(self.term_names)},), got "
+                f"shape {tuple(terms.shape)}; name others by its attribute factors or groups."
+            )
+        return terms  # type: ignore[no-any-return]
+
+    def _attention(self, features: Tensor) -> Tensor:
+        """The weighter's weights `(B, N)` over the dependence terms."""
+        dtype = next((parameter.dtype for parameter in self.weighter.parameters()), features.dtype)  # type: ignore[union-attr]
+        return self.weighter(features[:, 0].to(dtype), features[:, 1:].to(dtype)).float()  # type: ignore[misc, no-any-return]
 
     def _next_fresh(self) -> tuple[Tensor, Tensor, Tensor]:
         """Detached features of a batch that the encoder has not seen in this iteration."""
@@ -341,7 +368,7 @@ class MIMMXTrainer(SupervisedTrainer):
             terms = self._terms(features, attention, labels, detach_z=True)
         objective = terms.sum()
         if self.weighter is not None:
-            weights = self.weighter(features[:, 0], features[:, 1:])
+            weights = self._attention(features)
             entropy = -(weights * weights.clamp(min=1e-8).log()).sum(1).mean()
             objective = objective + (weights.mean(0) * terms.detach()).sum() + self.attention_temperature * entropy
         # Gradients are asked for rather than accumulated: the weighter is part of the network too, whose optimizer,
@@ -390,6 +417,7 @@ class MIMMXTrainer(SupervisedTrainer):
         for i, name in enumerate(self.task_names):
             output[f"loss_{name}"], output[f"gamma_{name}"] = losses[i].detach(), gammas[i].detach()
         if self.dependence is not None:
+            self._require_finite("loss", loss.detach())  # before it spoils the estimator
             loss = loss + self._dependence_loss(features, attention, labels, output)
         for i, name in enumerate(self.task_names[1:]):
             output.setdefault(f"attention_{name}", attention[:, i].detach().mean())
@@ -456,8 +484,7 @@ class MIMMXTrainer(SupervisedTrainer):
             weights = torch.full_like(terms, 1.0 / len(terms))
         else:
             with torch.no_grad():
-                per_sample = self.weighter(features[:, 0].float(), features[:, 1:].float())
-            weights = per_sample.mean(0)
+                weights = self._attention(features.float()).mean(0)
             for i, name in enumerate(self.task_names[1:]):
                 output[f"attention_{name}"] = weights[i]
         dependence = (weights * terms).sum()

@@ -5,17 +5,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from monai.inferers import Inferer, SimpleInferer
-from monai.networks.utils import eval_mode
 from monai.utils import convert_to_tensor
 from scipy.special import softmax
-from torch.utils.data import RandomSampler
+from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 __all__ = ["Predictions", "collect_predictions"]
 
@@ -55,7 +55,10 @@ class Predictions:
 
     def __post_init__(self) -> None:
         self.logits = np.asarray(self.logits)
-        self.labels = np.asarray(self.labels, dtype=np.int64)
+        labels = np.asarray(self.labels)
+        self.labels = labels.astype(np.int64)
+        if not np.array_equal(self.labels, labels):
+            raise ValueError(f"labels must be class indices, whole numbers; got {labels.dtype} with fractions.")
         self.features = np.asarray(self.features)
         self.attention = np.asarray(self.attention)
         self.task_names = [str(name) for name in self.task_names]
@@ -134,6 +137,18 @@ class Predictions:
             return cls(**{name: stored[name] for name in cls.__dataclass_fields__})
 
 
+@contextmanager
+def _evaluated(network: torch.nn.Module) -> Iterator[None]:
+    """In evaluation mode inside; after it every module has its own mode again, frozen ones too."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def collect_predictions(
     network: torch.nn.Module,
     loader: Iterable[Mapping[str, Any]],
@@ -167,13 +182,14 @@ def collect_predictions(
         >>> tasks = {"task_names": ["age", "sex"], "num_classes": [2, 2]}
         >>> val = collect_predictions(network, val_loader, device="cpu", **tasks)  # doctest: +SKIP
     """
-    if subjects is not None and isinstance(getattr(loader, "sampler", None), RandomSampler):
+    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", getattr(loader, "sampler", None))
+    if subjects is not None and isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
         raise ValueError("subjects are given in row order, but the loader shuffles: build it with shuffle=False.")
     device = torch.device(device)
     inferer = inferer or SimpleInferer()
     outputs: list[tuple[torch.Tensor, ...]] = []
     labels = []
-    with eval_mode(network), torch.autocast(device.type, enabled=amp):
+    with _evaluated(network), torch.no_grad(), torch.autocast(device.type, enabled=amp):
         for batch in loader:
             image = convert_to_tensor(batch["image"], track_meta=False).to(device, non_blocking=True)
             # Results stay on the device until the end, so that no batch waits for a copy.

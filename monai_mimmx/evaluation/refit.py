@@ -101,7 +101,8 @@ def refit_last_layer(
 
     The regression (L1 penalty, standardised features) is fitted on `draws` subsets in which every (y, z) cell has as
     many rows as the rarest one, and averaged. The penalty is the one with the best worst-cell accuracy over two folds.
-    The primary feature block then holds the new logits. Nothing else of the network changes.
+    The primary feature block then holds the new logits. No other weight changes; but a Confounder Attention Weighter reads
+    that block, so that attention does, and in its "features" reading the factors' logits with it.
 
     Args:
         network: whose architecture fits the checkpoint; it ends with the new weights.

@@ -292,7 +292,7 @@ def gap_interval(
         Lower and upper bound, as fractions.
 
     Raises:
-        ValueError: where no row of a set has the label.
+        ValueError: where no row of a set has the label, or for `resamples` below 1.
 
     Example:
         >>> logits, parts = [[1, 0, 1, 0]] * 40, (np.zeros((40, 2, 1)), np.ones((40, 1)), ["age", "sex"], [2, 2], range(40))
@@ -301,6 +301,8 @@ def gap_interval(
         >>> low < drop_val_inv(val, inv) == 0.75 < high
         True
     """
+    if resamples < 1:
+        raise ValueError(f"resamples must be 1 or more; got {resamples}.")
     both = val.join(inv)
     group = np.where(both.labels[:, task] >= 0, np.arange(len(both)) >= len(val), -1).astype(int)
     for index, name in enumerate(("val", "inv")):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
@@ -11,7 +12,7 @@ import os
 import random
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
 from ignite.handlers.checkpoint import BaseSaveHandler
 from monai.handlers import CheckpointSaver, ValidationHandler
+from monai.transforms import Randomizable, Transform
 
 from monai_mimmx.files import write_checkpoint
 
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 _EPOCH = re.compile(r"epoch=(\d+)")
+_COUNT = re.compile(r"_?((epoch|iteration)=)?\d*\.pt$")
 
 
 def every_and_last(interval: int) -> Any:
@@ -96,7 +99,7 @@ class AtomicCheckpointSaver(CheckpointSaver):
     Files are written beside their place and then renamed: a training that is killed while it saves, or that finds the
     disk full, leaves the checkpoint before as it was. Those of every ``save_interval``-th epoch are joined by one of
     the last epoch. Where a training starts from its first epoch, checkpoints that an earlier one left under the same
-    prefix are removed, so that nobody resumes from them by mistake; where it goes on, they count among the ``n_saved``.
+    names are removed, so that nobody resumes from them by mistake; where it goes on, they count among the ``n_saved``.
 
     Args:
         args: those of :class:`~monai.handlers.CheckpointSaver`.
@@ -137,6 +140,10 @@ class AtomicCheckpointSaver(CheckpointSaver):
         engine.add_event_handler(Events.EPOCH_STARTED, self._take_over)
         engine.add_event_handler(every_and_last(self.save_interval), self.interval_completed)
 
+    def _saved_name(self) -> str:
+        """What Ignite puts between the prefix and the epoch."""
+        return next(iter(self.save_dict)) if len(self.save_dict) == 1 else "checkpoint"
+
     def _take_over(self, engine: Engine) -> None:
         """Deal with what an earlier training left, once."""
         if self._begun or self._interval_checkpoint is None:
@@ -144,17 +151,49 @@ class AtomicCheckpointSaver(CheckpointSaver):
         self._begun = True
         if idist.get_rank() > 0:
             return
-        prefix = self._interval_checkpoint.filename_prefix
-        folder = Path(self.save_dir)
+        own = "_".join(filter(None, (self._interval_checkpoint.filename_prefix, self._saved_name())))
         found: dict[int, Path] = {}
-        for path in folder.glob(f"{prefix}*.pt"):
-            if match := _EPOCH.search(path.name):
+        for path in Path(self.save_dir).glob("*.pt"):
+            if match := re.fullmatch(rf"{re.escape(own)}_epoch=(\d+)\.pt", path.name):
                 found[int(match[1])] = path
         earlier = sorted(epoch for epoch in found if epoch < engine.state.epoch)
         kept = earlier[-self._interval_checkpoint.n_saved :] if self._interval_checkpoint.n_saved else earlier
         for epoch in found.keys() - set(kept):
             found[epoch].unlink(missing_ok=True)
         self._interval_checkpoint._saved = [Checkpoint.Item(epoch, found[epoch].name) for epoch in kept]
+
+
+_ANY: tuple[type, ...] = (object,)
+_HOLDERS: tuple[type, ...] = (torch.Generator, np.random.RandomState, Randomizable, Transform, list, tuple)
+"""What can hold a generator, among what a part is made of; of the parts themselves anything can."""
+
+
+def _generators(part: Any, seen: set[int]) -> Iterator[Any]:
+    """The generators of a part and of those that it holds, each once."""
+    if id(part) in seen:
+        return
+    if isinstance(part, list | tuple):
+        held, kinds = list(part), _ANY
+    else:
+        seen.add(id(part))
+        if isinstance(part, torch.Generator | np.random.RandomState):
+            yield part
+        held = [*getattr(part, "__dict__", {}).values(), getattr(part, "R", None)]  # R may be the class's
+        kinds = _HOLDERS
+    for inner in held:
+        if isinstance(inner, kinds):
+            yield from _generators(inner, seen)
+
+
+def _without_arrays(state: Any) -> dict[str, Any]:
+    """A state of NumPy's as it loads with ``weights_only=True``."""
+    inner = state["state"]
+    return {**state, "state": {**inner, "key": torch.from_numpy(inner["key"].astype(np.int64))}}
+
+
+def _with_arrays(state: dict[str, Any]) -> dict[str, Any]:
+    inner = state["state"]
+    return {**state, "state": {**inner, "key": inner["key"].cpu().numpy().astype(np.uint32)}}
 
 
 class RandomStates:
@@ -164,8 +203,9 @@ class RandomStates:
     Those of Python, NumPy, PyTorch and its CUDA devices are always among them.
 
     Args:
-        parts: what draws from a generator of its own: samplers, transforms, or a composition of such transforms. Parts
-            without one, such as a sampler whose order follows from the epoch, are left alone.
+        parts: what draws from a generator of its own: samplers, transforms (MONAI's
+            :class:`~monai.transforms.Randomizable` too), or a composition of such transforms. Parts without one, such as
+            a sampler whose order follows from the epoch, are left alone. Workers of a data loader draw from copies.
 
     Example:
         >>> states = RandomStates()
@@ -177,17 +217,16 @@ class RandomStates:
     """
 
     def __init__(self, parts: Sequence[Any] = ()) -> None:
-        members = [member for part in parts for member in getattr(part, "transforms", [part])]
-        found = [getattr(member, "generator", None) for member in members]
+        found = list(_generators(list(parts), set()))
         self.generators = [generator for generator in found if isinstance(generator, torch.Generator)]
+        self.random_states = [state for state in found if isinstance(state, np.random.RandomState)]
 
     def state_dict(self) -> dict[str, Any]:
         """The states, of types that load with ``weights_only=True``."""
-        numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002 (transforms of others draw from it)
-        inner = numpy_state["state"]
         return {
             "python": random.getstate(),
-            "numpy": {**numpy_state, "state": {**inner, "key": torch.from_numpy(inner["key"].astype(np.int64))}},
+            "numpy": _without_arrays(np.random.get_state(legacy=False)),  # noqa: NPY002 (transforms of others draw from it)
+            "random_states": [_without_arrays(state.get_state(legacy=False)) for state in self.random_states],
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all(),
             "generators": [generator.get_state() for generator in self.generators],
@@ -204,9 +243,9 @@ class RandomStates:
             return
         version, internal, gauss = state_dict["python"]
         random.setstate((version, tuple(internal), gauss))
-        inner = state_dict["numpy"]["state"]
-        key = inner["key"].cpu().numpy().astype(np.uint32)
-        np.random.set_state({**state_dict["numpy"], "state": {**inner, "key": key}})  # noqa: NPY002
+        np.random.set_state(_with_arrays(state_dict["numpy"]))  # noqa: NPY002
+        for part, kept in zip(self.random_states, state_dict["random_states"], strict=True):
+            part.set_state(_with_arrays(kept))
         torch.set_rng_state(state_dict["torch"].cpu())
         if len(state_dict["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([state.cpu() for state in state_dict["cuda"]])
@@ -321,14 +360,22 @@ def newest_whole(folder: str | os.PathLike[str], prefix: str) -> tuple[Path | No
     The newest checkpoint file that is whole, and those newer than it that are cut short.
 
     The newest is that of the highest epoch in its name: a copy of the folder may have written the files in any order.
+    Raises ValueError where files of several savers have that prefix, and none of them the prefix alone.
     """
 
     def age(path: Path) -> tuple[int, int]:
         epoch = _EPOCH.search(path.name)
         return int(epoch[1]) if epoch else -1, path.stat().st_mtime_ns
 
+    series: dict[str, list[Path]] = {}
+    for path in Path(folder).glob(f"{glob.escape(prefix)}*.pt"):
+        series.setdefault(_COUNT.sub("", path.name), []).append(path)
+    if len(series) > 1 and prefix not in series:
+        raise ValueError(
+            f"checkpoints of several savers in {folder} begin with {prefix!r}: name one of {', '.join(sorted(series))}."
+        )
     damaged: list[Path] = []
-    for path in sorted(Path(folder).glob(f"{prefix}*.pt"), key=age, reverse=True):
+    for path in sorted(series.get(prefix) or sum(series.values(), []), key=age, reverse=True):
         if zipfile.is_zipfile(path):  # the archive's table of contents is its end
             return path, damaged
         damaged.append(path)
@@ -343,7 +390,10 @@ def latest_checkpoint(folder: str | os.PathLike[str], prefix: str = "state") -> 
 
     Args:
         folder: where the training saved.
-        prefix: start of the files' names.
+        prefix: start of the files' names, or all of it before the epoch where several savers write there.
+
+    Raises:
+        ValueError: where the files of several savers have that prefix.
 
     Example:
         >>> latest_checkpoint("there/is/no/such/folder") is None

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import ignite.distributed as idist
@@ -97,8 +97,12 @@ class WeightAveraging:
     def update_statistics(self) -> None:
         """Re-estimate the averaged network's batch normalization statistics now, with dropout off."""
         batches = (self.prepare_batch(batch, self.device, False)[0] for batch in islice(self.loader, self.num_batches))
+        if (first := next(batches, None)) is None:  # the statistics would be started anew and stay so
+            raise ValueError(
+                "the loader of a WeightAveraging gave no batch: it must be one that can be iterated again."
+            )
         with self.averaged.register_forward_pre_hook(_only_norms_train):
-            update_bn(batches, self.averaged)
+            update_bn(chain([first], batches), self.averaged)
         self.averaged.eval()
         if (processes := idist.get_world_size()) > 1:
             for name, statistic in self.averaged.named_buffers():

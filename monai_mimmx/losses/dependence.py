@@ -259,7 +259,7 @@ class BlockMMD(nn.Module):
         Args:
             f_y: primary feature block `(B, D)`.
             f_z: not used.
-            labels: class indices `(B, 1 + N)`; a factor's missing ones (-1) do not count.
+            labels: class indices `(B, 1 + N)`; a factor's missing ones (-1) do not count, nor do samples that miss y.
 
         Returns:
             the discrepancies `(N,)`; 0 for a factor of which no two classes are there to compare.
@@ -270,7 +270,7 @@ class BlockMMD(nn.Module):
 
     def _discrepancies(self, f_y: Tensor, labels: Tensor) -> Tensor:
         squared = torch.cdist(f_y, f_y, compute_mode="donot_use_mm_for_euclid_dist").square()
-        width = squared.detach().median().clamp(min=torch.finfo(squared.dtype).eps)
+        width = squared.detach().median().clamp(min=torch.finfo(squared.dtype).eps ** 2)
         kernel = torch.stack([torch.exp(-squared / (scale * width)) for scale in self.SCALES]).mean(0)
         y = labels[:, 0]
         strata = [y == value for value in range(self.num_classes[0])] if self.conditional else [y >= 0]

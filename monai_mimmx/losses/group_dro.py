@@ -33,7 +33,8 @@ class GroupDROCrossEntropy(nn.Module):
     Raises:
         ValueError: for a step_size that is not above 0.
 
-    The buffer ``weights`` holds q, one entry per group in the order of the cells, and is part of the state. With several
+    The buffer ``weights`` holds q, one entry per group in the order of the cells, and is part of the state. It stays as it
+    is in evaluation mode, and where a loss is not finite, such as in a step that a gradient scaler skips. With several
     processes L_g is the mean over the joint batch, so that all have the same weights, and each returns its part of the
     primary loss times their number: DistributedDataParallel's mean of the gradients is then that of the joint batch.
 
@@ -86,9 +87,12 @@ class GroupDROCrossEntropy(nn.Module):
             if not bool(total[1].any()):
                 return losses
             counts = total[1].clamp(min=1)
-            # As logarithms, for the exponential of a large loss is infinite.
-            self.weights = (self.weights.to(each.device).log() + self.step_size * total[0] / counts).softmax(0)
-        primary = processes * (self.weights * sums / counts).sum()
+            if self.training and bool(total[0].isfinite().all()):
+                # As logarithms, for the exponential of a large loss is infinite; that of 0 would keep a group out for good.
+                floor = torch.finfo(self.weights.dtype).tiny
+                logarithms = self.weights.to(each.device).clamp(min=floor).log()
+                self.weights = (logarithms + self.step_size * total[0] / counts).softmax(0)
+        primary = processes * (self.weights.to(each.device) * sums / counts).sum()
         return torch.cat([primary.unsqueeze(0), losses[1:]])
 
 

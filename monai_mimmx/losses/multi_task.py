@@ -69,7 +69,7 @@ class MultiTaskCrossEntropy(nn.Module):
             raise ValueError(f"labels must have shape ({logits.shape[0]}, {tasks}), got {tuple(labels.shape)}.")
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         losses = []
-        for head, label in zip(logits.split(self.num_classes, dim=1), labels.unbind(1), strict=True):
+        for head, label in zip(logits.split(self.num_classes, dim=1), labels.long().unbind(1), strict=True):
             total = F.cross_entropy(head, label, ignore_index=-1, reduction="sum")
             losses.append(total / (label >= 0).sum().clamp(min=1))
         stacked = torch.stack(losses)

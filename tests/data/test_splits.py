@@ -277,7 +277,7 @@ def test_subset_errors():
         make_subsets(frame, tasks, sizes={"val": 0})
     with pytest.raises(ValueError, match="'select' comes from the partition 'val', which has no rows"):
         make_subsets(frame.assign(split="train"), tasks)
-    all_sick = frame.assign(sick=1, split=np.array(["train", "val", "test"])[np.arange(len(frame)) % 3])
+    all_sick = frame.assign(sick=1, split=np.array(["train", "val", "test"])[frame["subject"].astype(int) % 3])
     with pytest.raises(ValueError, match=r"subset 'train' .*needs 1 rows with \(sick=0, sex=0, site=0\).* has 0"):
         make_subsets(all_sick, tasks)
 
@@ -365,3 +365,32 @@ def test_nothing_is_inverted_where_nothing_is_induced(agreement):
     subsets = make_subsets(frame, two_tasks(), agreement=agreement)
     assert list(subsets) == ["train", "select", "probe", "val", "bal"]
     assert "inv" in make_subsets(frame, two_tasks(), agreement=["natural", 0.8])
+
+
+@pytest.mark.parametrize("agreement", [np.float32(0.9), np.float64(0.9), np.int64(1)])
+def test_an_agreement_is_any_number(agreement):
+    labels = np.array([(y, z) for y in (0, 1) for z in (0, 1)] * 50)
+    rows = CorrelatedSplit(agreement).correlated(labels, 20)
+    assert (labels[rows, 0] == labels[rows, 1]).mean() == pytest.approx(float(agreement))
+
+
+def own_frame(subjects, **more):
+    rows = [(y, z) for y in (0, 1) for z in (0, 1)] * 100
+    return pd.DataFrame(rows, columns=["sick", "sex"]).assign(image="a.png", subject=subjects, **more)
+
+
+OWN_TASKS = [{"name": n, "column": n, "negative": [0], "positive": [1]} for n in ("sick", "sex")]
+
+
+def test_an_own_frame_may_not_have_a_subject_in_two_splits():
+    split = np.resize(["train", "val", "test", "train", "train"], 400)
+    with pytest.raises(ValueError, match=r"the subject '1' is in more than one split, and 38 others"):
+        make_subsets(own_frame(np.arange(400) % 39, split=split), parse_tasks(OWN_TASKS))
+    subsets = make_subsets(own_frame(np.arange(400), split=split), parse_tasks(OWN_TASKS))
+    assert not {*subsets["train"]["subject"]} & {*subsets["bal"]["subject"]}
+
+
+def test_an_own_frame_needs_a_subject_in_every_row():
+    subjects = pd.Series(np.arange(400), dtype="Int64").where(np.arange(400) != 7)
+    with pytest.raises(ValueError, match="every row needs a subject.*row 7 has none"):
+        make_subsets(own_frame(subjects), parse_tasks(OWN_TASKS))

@@ -760,3 +760,62 @@ def test_two_processes_train_as_one_does_on_the_joint_batch(tmp_path):
 
 def test_is_a_supervised_trainer():
     assert isinstance(make_trainer(), SupervisedTrainer) and isinstance(make_trainer(), Engine)
+
+
+@pytest.mark.parametrize("loader", [iter(make_batches()), "persistent"])
+def test_fresh_batches_need_a_loader_to_iterate_twice(loader):
+    if loader == "persistent":
+        data = [{"image": torch.zeros(1, 16, 16), "label": torch.zeros(3)}] * 4
+        loader = torch.utils.data.DataLoader(data, num_workers=1, persistent_workers=True)
+    with pytest.raises(ValueError, match="feature_batches=0 needs a train_data_loader that can be iterated twice"):
+        make_trainer(batches=loader, feature_batches=0)
+    make_trainer(batches=loader)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_weighter_has_the_network_s_type(dtype):
+    batches = [{**batch, "image": batch["image"].to(dtype)} for batch in make_batches()]
+    trainer = make_trainer(caw="terms", batches=batches)
+    trainer.network.to(dtype)
+    before = weights(trainer.network)
+    trainer.run()
+    assert not equal(before, weights(trainer.network))
+    assert float(trainer.state.output["attention_sex"] + trainer.state.output["attention_site"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("terms", "shape"), [(torch.tensor(0.5), r"\(\)"), (torch.ones(3), r"\(3,\)")])
+def test_a_dependence_term_of_another_shape_is_refused(terms, shape):
+    class Own(nn.Module):
+        def forward(self, f_y, f_z, labels):
+            return terms
+
+    trainer = make_trainer(dependence=Own(), dependence_optimizer=None)
+    with pytest.raises(ValueError, match=rf"one term for each of \['sex', 'site'\], shape \(2,\), got shape {shape}"):
+        trainer.run()
+
+
+def test_a_batch_that_is_not_finite_leaves_the_estimator_as_it_was():
+    batches = make_batches(1)
+    batches[0]["image"][3] = float("nan")
+    trainer = make_trainer(batches=batches)
+    before = weights(trainer.dependence)
+    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1, iteration 1"):
+        trainer.run()
+    assert equal(before, weights(trainer.dependence))
+
+
+def test_the_gradient_scaler_is_restored_before_and_while_it_runs(monkeypatch):
+    scales = []
+
+    class Scaler(torch.amp.GradScaler):
+        def __init__(self):
+            super().__init__("cpu", init_scale=1024.0)
+
+    monkeypatch.setattr("monai.engines.trainer.torch.cuda.amp.GradScaler", Scaler)
+    trainer = make_trainer(amp=True, epochs=2)
+    trainer.add_event_handler(Events.STARTED, lambda engine: scales.append(engine.scaler.get_scale()))
+    state = {**trainer.state_dict(), "iteration": 0, "epoch_length": 3, "max_epochs": 2}
+    state["scaler"] = {**Scaler().state_dict(), "scale": 4096.0}
+    trainer.load_state_dict(state)
+    trainer.run()
+    assert scales == [4096.0]

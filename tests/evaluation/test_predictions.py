@@ -13,6 +13,7 @@ from monai.data import Dataset, MetaTensor
 from monai.inferers import Inferer
 from torch.utils.data import DataLoader
 
+from monai_mimmx.data import make_sampler
 from monai_mimmx.evaluation.predictions import Predictions, collect_predictions
 
 NAMES, CLASSES = ["age", "sex", "site"], [2, 2, 3]
@@ -189,3 +190,39 @@ def test_collect_refuses_an_empty_loader_and_wrong_subjects():
     shuffled = DataLoader(batches(3).dataset, shuffle=True)
     with pytest.raises(ValueError, match="the loader shuffles"):
         collect_predictions(Network(), shuffled, subjects=["a", "b", "c"], **options)
+
+
+def test_labels_are_whole_numbers():
+    parts = {"logits": np.zeros((1, 4)), "features": np.zeros((1, 2, 3)), "attention": np.ones((1, 1))}
+    more = {"task_names": ["y", "sex"], "num_classes": [2, 2], "subjects": [0]}
+    assert Predictions(labels=[[0.0, 1.0]], **parts, **more).labels.dtype == np.int64
+    with pytest.raises(ValueError, match="labels must be class indices"):
+        Predictions(labels=[[0.7, 1.9]], **parts, **more)
+
+
+@pytest.mark.parametrize("kind", ["correlated", "balanced"])
+def test_no_sampler_that_shuffles_goes_with_subjects(kind):
+    labels = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    data = [{"image": torch.zeros(1, 8, 8), "label": torch.tensor(label)} for label in labels]
+    loader = DataLoader(data, sampler=make_sampler(labels, (2, 2), kind))
+    with pytest.raises(ValueError, match="the loader shuffles"):
+        collect_predictions(
+            None, loader, device="cpu", task_names=["y", "z"], num_classes=[2, 2], subjects=list("abcd")
+        )
+
+
+def test_a_frozen_part_is_frozen_after_it():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frozen, self.free = torch.nn.BatchNorm2d(1), torch.nn.Dropout()
+
+        def forward(self, x, return_features):
+            assert not any(module.training for module in self.modules())
+            return self.free(self.frozen(x)).flatten(1)[:, :4], x.flatten(1)[:, :6].view(-1, 2, 3), x.flatten(1)[:, :1]
+
+    network = Net()
+    network.frozen.eval()
+    loader = DataLoader([{"image": torch.randn(1, 8, 8), "label": torch.tensor([0, 1])}])
+    collect_predictions(network, loader, device="cpu", task_names=["y", "z"], num_classes=[2, 2])
+    assert network.training and network.free.training and not network.frozen.training

@@ -378,3 +378,8 @@ class TestFinalScores:
 
     def test_without_inverted_set_or_probes(self):
         assert final_scores({"accuracy": {"val": {"y": 0.5}}}) == {"final/accuracy_val_y": 0.5}
+
+
+def test_a_gap_needs_resamples():
+    with pytest.raises(ValueError, match=r"resamples must be 1 or more; got 0\."):
+        gap_interval(None, None, resamples=0)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.handlers import CheckpointSaver
-from monai.transforms import Compose
+from monai.transforms import Compose, RandGaussianNoise, RandGaussianNoised
 
 from monai_mimmx.data import make_sampler
 from monai_mimmx.handlers import (
@@ -261,3 +261,66 @@ def test_other_tasks_are_another_training():
     stored = TrainingIdentity({}, study(), ["sick", "sex"]).state_dict()
     with pytest.raises(ValueError, match="tasks were sick, sex and are sick"):
         TrainingIdentity({}, study(), ["sick"]).load_state_dict(stored)
+
+
+@pytest.mark.parametrize("prefix", ["", "model"])
+def test_files_of_others_stay(tmp_path, prefix):
+    others = {"pretrained_backbone_epoch=100.pt", "model_teacher_epoch=50.pt", "modelB_net_epoch=3.pt", "net_best.pt"}
+    own = f"{prefix}_net_epoch=7.pt".lstrip("_")
+    for name in (*others, own):
+        torch.save({}, tmp_path / name)
+    trainer = Engine(lambda engine, batch: None)
+    AtomicCheckpointSaver(tmp_path, {"net": torch.nn.Linear(1, 1)}, file_prefix=prefix, save_interval=1).attach(trainer)
+    trainer.run([0], max_epochs=1)
+    assert {path.name for path in tmp_path.iterdir()} == others | {own.replace("7", "1")}
+
+
+def two_savers(folder, epochs, start=0):
+    trainer = Engine(lambda engine, batch: None)
+    for prefix in ("state", "state_ema"):
+        parts = {"net": torch.nn.Linear(1, 1)}
+        AtomicCheckpointSaver(folder, parts, file_prefix=prefix, save_interval=1, n_saved=2).attach(trainer)
+    trainer.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "epoch", start))
+    trainer.run([0], max_epochs=epochs)
+
+
+def test_savers_of_one_folder_keep_apart(tmp_path):
+    two_savers(tmp_path, 3)
+    two_savers(tmp_path, 5, start=3)
+    names = [f"{prefix}_net_epoch={epoch}.pt" for prefix in ("state", "state_ema") for epoch in (4, 5)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    with pytest.raises(
+        ValueError, match=r"several savers .* begin with 'state': name one of state_ema_net, state_net\."
+    ):
+        latest_checkpoint(tmp_path)
+    assert latest_checkpoint(tmp_path, "state_net") == str(tmp_path / "state_net_epoch=5.pt")
+
+
+def test_a_prefix_is_no_pattern(tmp_path):
+    torch.save({}, tmp_path / "run[1]_net_epoch=2.pt")
+    assert latest_checkpoint(tmp_path, "run[1]") == str(tmp_path / "run[1]_net_epoch=2.pt")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Compose([RandGaussianNoised("image", prob=1.0, std=1.0)]).set_random_state(0),
+        lambda: RandGaussianNoise(prob=1.0, std=1.0).set_random_state(0),
+        lambda: RandGaussianNoise(prob=1.0, std=1.0),  # which draws from what all such transforms share
+        lambda: Compose([Compose([RandBatchAugment(seed=3)])]),
+    ],
+)
+def test_transforms_of_monai_go_on_where_they_were(make, tmp_path):
+    transform = make()
+    image = torch.zeros(2, 1, 20, 20)
+
+    def draw():
+        dictionary = isinstance(transform, Compose) and isinstance(transform.transforms[0], RandGaussianNoised)
+        return transform({"image": image})["image"] if dictionary else transform(image)
+
+    states = RandomStates([transform])
+    draw()
+    torch.save(states.state_dict(), tmp_path / "states.pt")
+    first = draw()
+    states.load_state_dict(torch.load(tmp_path / "states.pt", weights_only=True))
+    assert torch.equal(torch.as_tensor(draw()), torch.as_tensor(first)) and bool((torch.as_tensor(first) != 0).any())

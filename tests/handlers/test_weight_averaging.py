@@ -181,3 +181,14 @@ def test_two_processes_share_the_statistics_of_all_batches(tmp_path):
         together = torch.load(tmp_path / f"{rank}.pt")
         for name in ("1.running_mean", "1.running_var"):
             torch.testing.assert_close(together[name], alone.averaged.state_dict()[name])
+
+
+def test_a_loader_that_is_used_up_is_refused():
+    network = nn.Sequential(nn.BatchNorm1d(2))
+    batches = iter([{"image": torch.randn(4, 2), "label": torch.zeros(4)}])
+    averaging = WeightAveraging(network, batches, prepare_batch=default_prepare_batch, device="cpu")
+    averaging.update_statistics()
+    before = averaging.averaged[0].running_mean.clone()
+    with pytest.raises(ValueError, match="gave no batch"):
+        averaging.update_statistics()
+    assert torch.equal(averaging.averaged[0].running_mean, before)

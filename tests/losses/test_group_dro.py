@@ -120,3 +120,31 @@ def test_two_processes_are_one_with_the_joint_batch(tmp_path):
         torch.testing.assert_close(torch.cat(gradients), whole.grad)
         for each in weights:
             torch.testing.assert_close(each, alone.weights)
+
+
+def test_evaluation_leaves_the_weights_alone():
+    loss = GroupDROCrossEntropy((2, 2)).eval()
+    before = loss.weights.clone()
+    loss(torch.randn(20, 4), torch.randint(2, (20, 2)))
+    assert torch.equal(loss.weights, before)
+
+
+def test_a_batch_that_is_not_finite_leaves_the_weights_alone():
+    loss = GroupDROCrossEntropy((2, 2))
+    logits, labels = torch.randn(20, 4), torch.randint(2, (20, 2))
+    loss(logits, labels)
+    before = loss.weights.clone()
+    assert not loss(logits * float("nan"), labels)[0].isfinite()
+    assert torch.equal(loss.weights, before) and loss(logits, labels).isfinite().all()
+
+
+def test_a_group_can_come_back_from_next_to_nothing():
+    loss = GroupDROCrossEntropy((2, 2), step_size=50.0)
+    good, bad = torch.tensor([[20.0, -20, 0, 0]]), torch.tensor([[-20.0, 20, 0, 0]])
+    labels = torch.tensor([[0, 0], [0, 1]])
+    for _ in range(3):
+        loss(torch.cat([bad, good]), labels)
+    assert loss.weights[1] < 1e-30
+    for _ in range(3):
+        loss(torch.cat([good, bad]), labels)
+    assert loss.weights[1] > 0.99

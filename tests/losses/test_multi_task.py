@@ -82,3 +82,10 @@ def test_refusals():
         loss(torch.zeros(4, 4), torch.zeros(4, 2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"labels must have shape \(4, 2\), got \(4,\)"):
         loss(torch.zeros(4, 5), torch.zeros(4, dtype=torch.long))
+
+
+def test_labels_of_any_whole_number_type():
+    logits, labels = torch.randn(6, 4), torch.randint(2, (6, 2))
+    loss = MultiTaskCrossEntropy((2, 2), reduction="none")
+    for dtype in (torch.int32, torch.uint8):
+        assert torch.equal(loss(logits, labels.to(dtype)), loss(logits, labels))
