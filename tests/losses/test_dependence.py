@@ -234,3 +234,17 @@ class TestMakeDependence:
         message = "method must be one of .mimmx., .*, .dfr., got .erm."
         with pytest.raises(ValueError, match=message):
             make_dependence("erm", 4, (2, 2))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e3, 1e6])
+def test_mmd_does_not_depend_on_the_scale_of_the_features(scale):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (60, 2), generator=generator)
+    f_y = torch.randn(60, 4, generator=generator) + labels[:, 1:]
+    mmd = BlockMMD((2, 2))
+    expected = mmd(f_y, None, labels)
+    assert expected.item() > 0.05
+    torch.testing.assert_close(mmd(scale * f_y, None, labels), expected, rtol=1e-4, atol=1e-6)
+    still = torch.ones(60, 4, requires_grad=True)
+    mmd(still, None, labels).sum().backward()
+    assert bool((still.grad == 0).all())
