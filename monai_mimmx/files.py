@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import json
+import logging
 import os
 import platform
 import re
@@ -36,7 +37,7 @@ __all__ = [
 _FORMULA = re.compile(r"[=@\t\r]|[+-](?!(\d+(\.\d+)?( ± \d+(\.\d+)?)?)?$)")
 
 
-def _is_alive(process: str) -> bool:
+def is_alive(process: str) -> bool:
     """Whether a process of this number runs on this computer; yes where that cannot be known."""
     if os.name == "nt":  # where the question would be an interrupt
         return True
@@ -71,16 +72,23 @@ def locked(path: str | os.PathLike[str], *, wait: bool = False) -> Iterator[int 
         return
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield None
-        except OSError:
-            yield -1
-        else:
-            yield descriptor
+        yield _lock(descriptor, path, wait)
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, path: str | os.PathLike[str], wait: bool) -> int | None:
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                return None
+            logging.getLogger("monai_mimmx").info(f"waiting for another process, which holds {path}")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:
+        return -1
+    return descriptor
 
 
 class FolderLock:
@@ -157,7 +165,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     for left_over in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
-        if not _is_alive(left_over.name.split(".")[-2]):
+        if not is_alive(left_over.name.split(".")[-2]):
             left_over.unlink(missing_ok=True)
     try:
         yield part

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from monai_mimmx.errors import first_line
 from monai_mimmx.files import locked, write_json
+from monai_mimmx.workers import end_with_parent
 
 CACHE_VERSION = 1
 DTYPES = ("uint8", "float16", "float32")
@@ -86,6 +87,7 @@ _worker: dict[str, Any] = {}  # what a forked worker inherits: the transform nee
 
 
 def _start_worker(job: dict[str, Any]) -> None:
+    end_with_parent()
     torch.set_num_threads(1)
     _worker.update(job)
 

@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import functools
+import glob
 import json
 import math
 import multiprocessing
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -21,6 +23,9 @@ from typing import Any, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
+
+from monai_mimmx.files import is_alive
+from monai_mimmx.workers import end_with_parent
 
 MARKER_NAME = "cohort.json"
 
@@ -90,7 +95,11 @@ def publish_folder(folder: str | os.PathLike[str], marker: Mapping[str, Any], wr
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        prefix = f".{target.name}.{platform.node()}."
+        for left_over in target.parent.glob(f"{glob.escape(prefix)}*.part"):
+            if not is_alive(left_over.name.split(".")[-3]):  # killed on this computer
+                shutil.rmtree(left_over, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}.", suffix=".part", dir=target.parent))
         try:
             new = temporary / "cohort"  # a fresh folder: mkdtemp's own is closed to other users
             new.mkdir()
@@ -120,6 +129,12 @@ def check_options(scale: float, seed: int, num_workers: int | None) -> None:
         raise ValueError(f"expected seed as an integer of 0 or more, got {seed!r}")
     if num_workers is not None and num_workers < 1:
         raise ValueError(f"expected num_workers of 1 or more, got {num_workers}")
+
+
+def _start_worker() -> None:
+    end_with_parent()
+    # One thread each: otherwise the matrix products of all workers fight for the cores, which costs several times.
+    threadpool_limits(1)
 
 
 def _work(write: Callable[[Sequence[Item]], None], piece: Sequence[Item]) -> int:
@@ -183,8 +198,7 @@ def _work_through(write: Callable[[Sequence[Item]], None], items: Sequence[Item]
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
-        # One thread each: otherwise the matrix products of all workers fight for the cores, which costs several times.
-        pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=threadpool_limits, initargs=(1,))
+        pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
         with pool:
             try:
                 for done in as_completed([pool.submit(_work, write, piece) for piece in pieces]):
