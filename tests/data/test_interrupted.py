@@ -29,7 +29,7 @@ from monai_mimmx.data import CachedImages
 def slow(item):
     Path(sys.argv[1], "begun").touch()
     time.sleep(0.3)
-    return {"image": np.zeros((1, 4, 4))}
+    return {"image": np.eye(4)[None]}
 frame = pd.DataFrame({"image": sorted(map(str, Path(sys.argv[1]).glob("*.png"))), "y": 0})
 CachedImages(frame, ["y"], slow, cache_dir=sys.argv[2], transform_key="k", num_workers=2, progress=False)
 """
@@ -88,7 +88,7 @@ def test_a_cache_is_built_after_a_kill(tmp_path, how):
     require_end(workers)
     frame = pd.DataFrame({"image": sorted(map(str, tmp_path.glob("*.png"))), "y": 0})
     options = {"cache_dir": tmp_path / "cache", "transform_key": "k", "progress": False}
-    assert len(CachedImages(frame, ["y"], lambda item: {"image": np.zeros((1, 4, 4))}, **options)) == 64
+    assert len(CachedImages(frame, ["y"], lambda item: {"image": np.eye(4)[None]}, **options)) == 64
 
 
 def test_a_cohort_is_written_after_a_kill(tmp_path):
