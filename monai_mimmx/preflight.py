@@ -28,6 +28,7 @@ from monai_mimmx.data.headers import check_headers
 from monai_mimmx.data.splits import describe_subsets
 from monai_mimmx.errors import Problems, check_writable, first_line, first_three, root_cause
 from monai_mimmx.evaluation.refit import check_refit
+from monai_mimmx.handlers.checkpoints import stored_identity
 from monai_mimmx.handlers.weights import load_model, require_checkpoint
 from monai_mimmx.options import idle_options, known_options, option_problems
 
@@ -195,6 +196,7 @@ class _Check:
         trial = self._trial(tasks, subsets, shape)
         if self.settings.checkpoint is not None:
             self._checkpoint(trial, self.settings.checkpoint)
+            self._evaluated(trial, self.settings.checkpoint)
         elif values.get("resume") is True and (latest := self._value("resume_checkpoint")):
             self._resumed(trial, Path(latest))
 
@@ -436,6 +438,31 @@ class _Check:
                 self.lines.append(f"the checkpoint {path}")
         except (OSError, ValueError) as error:
             self.problems.append(error)
+
+    def _evaluated(self, parser: ConfigParser | None, path: Path) -> None:
+        """Whether the records of the evaluation would be of another training, or its rows among those trained on."""
+        if "output_dir" in self.wrong or "output_dir" not in self.config or not (output := self._value("output_dir")):
+            return
+        home = path.resolve().parent.parent == Path(output).resolve()
+        if not home and (Path(output) / "history.jsonl").is_file():
+            told = f"output_dir {output} holds the records of another training than that of {path}"
+            self.problems.append(ValueError(f"{told}: evaluate with an --output_dir of its own"))
+        stored = stored_identity(path)
+        if parser is None or stored is None or "state#identity" not in parser or self.wrong:
+            return
+        own = parser.get_parsed_content("state#identity").state_dict()
+        if all(stored.get(part) == own[part] for part in ("tasks", "subsets")):
+            return
+        told = f"the table's training rows are others than those that {path} was trained on"
+        if home:
+            self.problems.append(
+                ValueError(
+                    f"{told}, and the test sets may hold subjects of its training: give the table, tasks and options of the "
+                    "subsets that it had, or evaluate a table of other subjects with an --output_dir of its own"
+                )
+            )
+        else:
+            self.idle.append(f"{told}: where it has subjects of that training, their figures are too good")
 
     def _resumed(self, parser: ConfigParser | None, path: Path) -> None:
         """Whether the checkpoint to go on from is of the same training, and fits the network."""

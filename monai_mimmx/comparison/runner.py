@@ -116,12 +116,11 @@ class PlannedRun:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run ended with its evaluation, and left whole metrics."""
+        """Whether the run ended with its evaluation, and left whole metrics of a whole training."""
         try:
-            read_metrics(self.folder / "metrics.json")
+            return not read_metrics(self.folder / "metrics.json").get("unfinished")
         except (FileNotFoundError, ValueError):
             return False
-        return True
 
 
 def plan_runs(

@@ -152,6 +152,8 @@ class ExperimentEvaluation:
             "seconds": sum(row["seconds"] for row in history) if history else None,
             "excluded": self._excluded(),
         }
+        if history and history[-1]["epoch"] < self._epochs():
+            metrics["unfinished"] = True
         self.output_dir.mkdir(parents=True, exist_ok=True)
         for name, subset in predictions.items():
             subset.save(self.output_dir / f"predictions_{name}.npz")
@@ -169,14 +171,20 @@ class ExperimentEvaluation:
         self.logger.info(f"report: {report}")
         return metrics
 
+    def _epochs(self) -> int:
+        """Those that the settings ask for, in both parts of a training."""
+        return sum(self.settings.get(name) or 0 for name in ("epochs", "refine_epochs"))
+
     def is_finished(self) -> bool:
-        """Whether this very evaluation was written before, with the same settings and version; says so in the log."""
+        """Whether this very evaluation was written before, of a whole training, with the same settings and version."""
         try:
             metrics = json.loads((self.output_dir / "metrics.json").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
             return False
         settings = json.loads(json.dumps(self.settings))  # as they are read back
         if metrics.get("config") != settings or metrics.get("version") != monai_mimmx.__version__:
+            return False
+        if metrics.get("unfinished"):
             return False
         self.logger.info(f"the run in {self.output_dir} is finished, with these settings: nothing is left to resume.")
         return True

@@ -9,6 +9,7 @@ from monai_mimmx.handlers.checkpoints import (
     TrainingIdentity,
     best_so_far,
     latest_checkpoint,
+    training_settings,
     training_state,
 )
 from monai_mimmx.handlers.faults import EstimatorCheck, FailureReport
@@ -41,5 +42,6 @@ __all__ = [
     "latest_checkpoint",
     "loss_scaling_factors",
     "read_history",
+    "training_settings",
     "training_state",
 ]

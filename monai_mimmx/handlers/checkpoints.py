@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import random
 import re
 import zipfile
@@ -35,6 +36,7 @@ __all__ = [
     "TrainingIdentity",
     "best_so_far",
     "latest_checkpoint",
+    "training_settings",
     "training_state",
 ]
 
@@ -409,6 +411,44 @@ def latest_checkpoint(folder: str | os.PathLike[str], prefix: str = "state") -> 
         )
         return None
     return str(found)
+
+
+def stored_identity(checkpoint: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The state of the `TrainingIdentity` of a model's training, whose checkpoints lie beside it; None where none does."""
+    try:
+        found, _ = newest_whole(Path(checkpoint).parent, "state")
+        if found is None:
+            return None
+        return torch.load(found, map_location="cpu", weights_only=True, mmap=True)["identity"]  # type: ignore[no-any-return]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError):
+        return None  # of something else
+
+
+def training_settings(checkpoint: str | os.PathLike[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    The settings to record with the evaluation of a model: those of its training, as far as these are known.
+
+    Args:
+        checkpoint: the model's file. The training's `metrics.json` is looked for above its folder, and checkpoints of the
+            training beside it.
+        settings: what the evaluation was called with; where it runs, writes and finds its data is taken from them.
+
+    Returns:
+        option to value, for the options in `settings`.
+
+    Example:
+        >>> training_settings("no/models/model.pt", {"lambda_mi": 1.0, "device": "cpu"})
+        {'lambda_mi': 1.0, 'device': 'cpu'}
+    """
+    trained: dict[str, Any] = {}
+    try:
+        record = Path(checkpoint).parent.parent / "metrics.json"
+        trained |= json.loads(record.read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not yet, or not of a training
+    trained |= (stored_identity(checkpoint) or {}).get("settings", {})
+    own = ("amp", "dataset_dir", "device", "output_dir")
+    return {name: trained.get(name, value) if name not in own else value for name, value in settings.items()}
 
 
 def training_state(best: CheckpointSaver, **parts: Any) -> dict[str, Any]:

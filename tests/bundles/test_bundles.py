@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from monai_mimmx.comparison import format_tables, read_published
 from monai_mimmx.comparison.methods import METHODS
+from monai_mimmx.comparison.runner import PlannedRun
 from monai_mimmx.engines import MIMMXTrainer
 from monai_mimmx.errors import root_cause
 from monai_mimmx.evaluation import ExperimentEvaluation, final_scores
@@ -132,6 +133,55 @@ def test_evaluate_repeats_the_evaluation(bundle, trained, folders, tmp_path):
     workflow(bundle, "train", "evaluate", **options(bundle, folders, tmp_path / "copy")).run()
     again = json.loads((tmp_path / "copy/metrics.json").read_text())
     assert again["accuracy"] == metrics["accuracy"] and again["probes"] == metrics["probes"]
+
+
+def test_evaluate_records_the_options_of_the_training(trained, folders, tmp_path):
+    output, metrics = trained("brain_age")
+    shutil.copytree(output, tmp_path / "copy")
+    more = options("brain_age", folders, tmp_path / "copy", lambda_mi=7.0, seed=3, learning_rate=0.5)
+    for last in (True, False):  # the training's own records, then its checkpoints alone
+        workflow("brain_age", "train", "evaluate", **more).run()
+        again = json.loads((tmp_path / "copy/metrics.json").read_text())
+        own = {name: metrics["config"][name] for name in ("lambda_mi", "seed", "learning_rate", "epochs", "method")}
+        assert {name: again["config"][name] for name in own} == own and again["seed"] == metrics["seed"]
+        (tmp_path / "copy/metrics.json").unlink(missing_ok=last)
+
+
+def test_an_unfinished_training_that_was_evaluated_goes_on(folders, tmp_path):
+    metrics = train("brain_age", folders, tmp_path / "copy", refine_epochs=0)
+    (tmp_path / "copy/metrics.json").unlink()  # as if it had been killed
+    given = options("brain_age", folders, tmp_path / "copy", refine_epochs=0, epochs=metrics["epochs"] + 2)
+    workflow("brain_age", "train", "evaluate", **given).run()
+    first = json.loads((tmp_path / "copy/metrics.json").read_text())
+    assert first["unfinished"] and first["epochs"] == metrics["epochs"]
+    assert not PlannedRun("x", 0, tmp_path / "copy", {}, ()).is_finished
+    workflow("brain_age", "train", **given | {"resume": True}).run()
+    then = json.loads((tmp_path / "copy/metrics.json").read_text())
+    assert then["epochs"] == metrics["epochs"] + 2 and "unfinished" not in then
+    assert PlannedRun("x", 0, tmp_path / "copy", {}, ()).is_finished
+
+
+def test_evaluate_keeps_the_subjects_of_the_training_apart(trained, folders, tmp_path, caplog):
+    output, _ = trained("brain_age")
+    shutil.copytree(output, tmp_path / "copy")
+    before = (tmp_path / "copy/metrics.json").read_bytes()
+    more = {"subset_sizes": {"train": 40}, "ckpt": str(tmp_path / "copy/models/model.pt")}
+    given = options("brain_age", folders, tmp_path / "copy", **more)
+    with pytest.raises(Exception, match="Failed to evaluate") as raised:
+        workflow("brain_age", "train", "evaluate", **given).run()
+    assert "training rows are others than those that" in str(root_cause(raised.value))
+    assert (tmp_path / "copy/metrics.json").read_bytes() == before
+    workflow("brain_age", "train", "evaluate", **options("brain_age", folders, tmp_path / "other", **more)).run()
+    assert "where it has subjects of that training, their figures are too good" in caplog.text
+
+
+def test_evaluate_leaves_the_records_of_another_training_alone(trained, folders, tmp_path):
+    output, _ = trained("brain_age")
+    shutil.copytree(output, tmp_path / "resident")
+    more = options("brain_age", folders, tmp_path / "resident", ckpt=str(output / "models/model.pt"))
+    with pytest.raises(Exception, match="Failed to evaluate") as raised:
+        workflow("brain_age", "train", "evaluate", **more).run()
+    assert "holds the records of another training" in str(root_cause(raised.value))
 
 
 def test_evaluate_takes_another_checkpoint(trained, folders, tmp_path):
