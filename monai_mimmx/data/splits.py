@@ -130,7 +130,7 @@ def balanced_weights(
         raise ValueError(
             f"balanced sampling needs rows in every cell, but {len(empty)} of {len(counts)} have none: "
             f"{', '.join(empty[:4])}{', ...' if len(empty) > 4 else ''}: use correlated sampling, "
-            "or an agreement below 1"
+            "a lower agreement, or more rows to train on"
         )
     return np.where(cells >= 0, 1.0 / (counts[cells] * len(counts)), 0.0)
 

@@ -443,18 +443,22 @@ def followed_factors(switched: Mapping[str, float | None], chance: Mapping[str, 
         chance: per task, the accuracy of a constant guess on Bal.
 
     Returns:
-        `switched - chance` of the factors that have as many classes as y; class indices say nothing of the others.
+        `switched - chance` of the factors that have as many classes as y; class indices say nothing of the others. Where
+        the factor itself is not balanced, what a constant prediction gives, either way, does not count.
 
     Example:
         >>> followed_factors({"y": 0.9, "sex": 0.75, "site": 0.4}, {"y": 0.5, "sex": 0.5, "site": 0.25})
         {'sex': 0.25}
+        >>> followed_factors({"sex": 0.42}, {"y": 0.5, "sex": 0.58})
+        {'sex': 0.0}
     """
-    guess = chance.get("y")
-    return {
-        name: share - guess
-        for name, share in switched.items()
-        if name != "y" and share is not None and guess is not None and abs((chance.get(name) or 0) - guess) < 0.1
-    }
+    guess, followed = chance.get("y"), {}
+    for name, share in switched.items():
+        if name == "y" or share is None or guess is None or abs((own := chance.get(name) or 0) - guess) >= 0.1:
+            continue
+        low, high = sorted((own, 2 * guess - own))
+        followed[name] = share - high if share > high else min(share - low, 0.0)
+    return followed
 
 
 def _percent(value: float | None) -> str:

@@ -165,7 +165,7 @@ def test_evaluate_keeps_the_subjects_of_the_training_apart(trained, folders, tmp
     output, _ = trained("brain_age")
     shutil.copytree(output, tmp_path / "copy")
     before = (tmp_path / "copy/metrics.json").read_bytes()
-    more = {"subset_sizes": {"train": 40}, "ckpt": str(tmp_path / "copy/models/model.pt")}
+    more = {"subset_sizes": {"select": 20}, "ckpt": str(tmp_path / "copy/models/model.pt")}
     given = options("brain_age", folders, tmp_path / "copy", **more)
     with pytest.raises(Exception, match="Failed to evaluate") as raised:
         workflow("brain_age", "train", "evaluate", **given).run()

@@ -383,3 +383,19 @@ class TestFinalScores:
 def test_a_gap_needs_resamples():
     with pytest.raises(ValueError, match=r"resamples must be 1 or more; got 0\."):
         gap_interval(None, None, resamples=0)
+
+
+@pytest.mark.parametrize("males", [12, 13, 14, 15, 16])
+def test_one_class_for_everything_follows_no_factor(males):
+    """28 images, of which a factor's classes cannot always have the same share."""
+    labels = [
+        [y, z] for y in (0, 1) for z in [1] * (males // 2 + y * (males % 2)) + [0] * (14 - males // 2 - y * (males % 2))
+    ]
+    n = len(labels)
+    parts = (np.zeros((n, 2, 1)), np.ones((n, 1)), ["age", "sex"], [2, 2], range(n))
+    bal = Predictions([[1, 0, 1, 0]] * n, labels, *parts)
+    scores = score_table({"val": bal, "inv": bal, "bal": bal})
+    assert verdict_on(scores) == "at chance (not learned)"
+    follows = [[1 - z, z, 1 - z, z] for _, z in labels]
+    scores = score_table({"val": bal, "inv": bal, "bal": Predictions(follows, labels, *parts)})
+    assert verdict_on(scores) == "hidden shortcut"
