@@ -20,6 +20,8 @@ from ignite.engine import Engine, Events
 from monai.utils import optional_import
 from torch import Tensor
 
+from monai_mimmx.files import write_text
+
 __all__ = ["EpochRecorder", "has_tensorboard", "read_history"]
 
 
@@ -62,7 +64,7 @@ class EpochRecorder:
     is not decollated the one entry of a list, since they read the scalars of an iteration from the first entry of one.
 
     Args:
-        path: the file to append to; ``None`` writes none. A training that starts at epoch 0 begins a new file.
+        path: the file to append to; ``None`` writes none. Rows of epochs that are trained anew are removed from it.
         task_names: names in the output keys, the primary task first.
         evaluator: the validation engine, or ``None``.
         after: epochs that another engine trained before, whose rows the file holds; these go on from there.
@@ -93,6 +95,7 @@ class EpochRecorder:
         self._count = 0
         self._started = 0.0
         self._validated = 0
+        self._begun = False
         self._durations: list[float] = []
 
     def attach(self, engine: Engine) -> None:
@@ -105,13 +108,12 @@ class EpochRecorder:
 
     def _start_epoch(self, engine: Engine) -> None:
         # Not at STARTED, where a checkpoint that restores the epoch may not have been loaded yet.
-        if self.path is not None:
+        epoch = self.after + engine.state.epoch
+        if self.path is not None and (epoch == 1 or not self._begun):
+            self._begun = True
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.after + engine.state.epoch == 1:
-                self.path.write_text("", encoding="utf-8")
-            with self.path.open("ab+") as file:  # a line that a killed training left unfinished spoils no other
-                if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
-                    file.write(b"\n")
+            earlier = [row for row in read_history(self.path) if row["epoch"] < epoch]
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in earlier))
         self._sums, self._count, self._started = {}, 0, time.perf_counter()
         self._validated = 0
 

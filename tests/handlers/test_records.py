@@ -194,3 +194,13 @@ def test_a_training_that_goes_on_from_an_earlier_epoch_leaves_none_of_the_later_
     rows = [{"epoch": epoch, "run": run} for run, epochs in enumerate(([1, 2, 3, 4, 5], [3, 4])) for epoch in epochs]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [(row["epoch"], row["run"]) for row in read_history(path)] == [(1, 0), (2, 0), (3, 1), (4, 1)]
+
+
+def test_epochs_that_are_trained_anew_have_one_row_on_file(tmp_path):
+    path = tmp_path / "history.jsonl"
+    run(path, [1.0] * 4, 2)
+    run(path, [2.0] * 6, 3, after=2)  # a second part, which is killed and run anew
+    run(path, [3.0] * 6, 3, after=2)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["loss_y"] for row in rows] == [1.0, 1.0, 3.0, 3.0, 3.0]
