@@ -373,8 +373,8 @@ def make_subsets(
         Subset name to frame, each with a fresh index.
 
     Raises:
-        ValueError: an unknown subset name, rows without a subject, a subject in two splits, partitions without rows, or subsets that lose more than half of their rows, or
-            all, to a cell that is empty; all of them.
+        ValueError: rows without a subject, or a subject in two splits; or an unknown subset name, partitions without rows, and
+            subsets that lose more than half of their rows, or all, to a cell that is empty, all of them.
 
     Example:
         >>> from monai_mimmx.data.tables import parse_tasks

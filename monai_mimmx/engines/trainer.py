@@ -249,7 +249,7 @@ class MIMMXTrainer(SupervisedTrainer):
         if self.compile and has_parameters:
             # Its steps are many and small: on a GPU it takes longer to start their operations than to compute them.
             self._called_dependence = torch.compile(dependence, **compile_kwargs)
-        # Behind handlers that load a checkpoint at the start, which may hold another state than was loaded before.
+        # Before handlers that load a checkpoint at the start, whose state counts.
         self.add_event_handler(Events.STARTED, self._load_scaler)
         # An iterator that outlived its epoch could not be restored when a training is resumed.
         self.add_event_handler(Events.EPOCH_STARTED, lambda: setattr(self, "_fresh_batches", None))

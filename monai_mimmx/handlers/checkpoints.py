@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -165,25 +166,24 @@ class AtomicCheckpointSaver(CheckpointSaver):
         self._interval_checkpoint._saved = [Checkpoint.Item(epoch, found[epoch].name) for epoch in kept]
 
 
-_ANY: tuple[type, ...] = (object,)
 _HOLDERS: tuple[type, ...] = (torch.Generator, np.random.RandomState, Randomizable, Transform, list, tuple)
-"""What can hold a generator, among what a part is made of; of the parts themselves anything can."""
+"""What can hold a generator, among what a part is made of."""
 
 
 def _generators(part: Any, seen: set[int]) -> Iterator[Any]:
     """The generators of a part and of those that it holds, each once."""
     if id(part) in seen:
         return
+    seen.add(id(part))
+    if isinstance(part, torch.Generator | np.random.RandomState):
+        yield part
+        return
     if isinstance(part, list | tuple):
-        held, kinds = list(part), _ANY
+        held = list(part)
     else:
-        seen.add(id(part))
-        if isinstance(part, torch.Generator | np.random.RandomState):
-            yield part
         held = [*getattr(part, "__dict__", {}).values(), getattr(part, "R", None)]  # R may be the class's
-        kinds = _HOLDERS
     for inner in held:
-        if isinstance(inner, kinds):
+        if isinstance(inner, _HOLDERS):
             yield from _generators(inner, seen)
 
 
@@ -219,7 +219,8 @@ class RandomStates:
     """
 
     def __init__(self, parts: Sequence[Any] = ()) -> None:
-        found = list(_generators(list(parts), set()))
+        seen: set[int] = set()
+        found = [generator for part in parts for generator in _generators(part, seen)]
         self.generators = [generator for generator in found if isinstance(generator, torch.Generator)]
         self.random_states = [state for state in found if isinstance(state, np.random.RandomState)]
 
@@ -246,8 +247,9 @@ class RandomStates:
         version, internal, gauss = state_dict["python"]
         random.setstate((version, tuple(internal), gauss))
         np.random.set_state(_with_arrays(state_dict["numpy"]))  # noqa: NPY002
-        for part, kept in zip(self.random_states, state_dict["random_states"], strict=True):
-            part.set_state(_with_arrays(kept))
+        if "random_states" in state_dict:  # which earlier versions did not hold
+            for part, kept in zip(self.random_states, state_dict["random_states"], strict=True):
+                part.set_state(_with_arrays(kept))
         torch.set_rng_state(state_dict["torch"].cpu())
         if len(state_dict["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([state.cpu() for state in state_dict["cuda"]])
@@ -357,6 +359,10 @@ def best_so_far(saver: CheckpointSaver) -> Checkpoint:
     return checkpoint
 
 
+def _counts(path: Path) -> bool:
+    return bool(re.search(r"(epoch|iteration)=\d+", path.name))
+
+
 def newest_whole(folder: str | os.PathLike[str], prefix: str) -> tuple[Path | None, list[Path]]:
     """
     The newest checkpoint file that is whole, and those newer than it that are cut short.
@@ -372,12 +378,16 @@ def newest_whole(folder: str | os.PathLike[str], prefix: str) -> tuple[Path | No
     series: dict[str, list[Path]] = {}
     for path in Path(folder).glob(f"{glob.escape(prefix)}*.pt"):
         series.setdefault(_COUNT.sub("", path.name), []).append(path)
-    if len(series) > 1 and prefix not in series:
+    if prefix in series:
+        series = {prefix: series[prefix]}
+    # Beside those of its epochs a saver may have written others, such as its best.
+    series = {name: paths for name, paths in series.items() if any(map(_counts, paths))} or series
+    if len(series) > 1:
         raise ValueError(
             f"checkpoints of several savers in {folder} begin with {prefix!r}: name one of {', '.join(sorted(series))}."
         )
     damaged: list[Path] = []
-    for path in sorted(series.get(prefix) or sum(series.values(), []), key=age, reverse=True):
+    for path in sorted(itertools.chain(*series.values()), key=age, reverse=True):
         if zipfile.is_zipfile(path):  # the archive's table of contents is its end
             return path, damaged
         damaged.append(path)

@@ -324,3 +324,9 @@ def test_transforms_of_monai_go_on_where_they_were(make, tmp_path):
     first = draw()
     states.load_state_dict(torch.load(tmp_path / "states.pt", weights_only=True))
     assert torch.equal(torch.as_tensor(draw()), torch.as_tensor(first)) and bool((torch.as_tensor(first) != 0).any())
+
+
+def test_the_best_model_of_a_saver_is_no_series_of_its_own(tmp_path):
+    for name in ("state_net_epoch=3.pt", "state_net_key_metric=0.9312.pt"):
+        torch.save({}, tmp_path / name)
+    assert latest_checkpoint(tmp_path) == str(tmp_path / "state_net_epoch=3.pt")
