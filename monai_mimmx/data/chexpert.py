@@ -183,6 +183,10 @@ class CheXpertColumns:
 
         Returns:
             The table of the rows that stay, and the number of rows left out for each reason.
+
+        Raises:
+            ValueError: for missing columns; or for values that are no label and paths without a patient, whose attribute
+                `usable` is what would be returned without them.
         """
         needed = ["Path", "Sex", "Age", "Frontal/Lateral", "No Finding", self.primary, *self.cod_columns]
         if missing := [name for name in dict.fromkeys(needed) if name not in table.columns]:
@@ -241,8 +245,8 @@ class CheXpertColumns:
                 f"CheXpert-v1.0/train/patient00001/study1/view1_frontal.jpg, got {table['Path'][line]!r}"
             )
             problems.append(ValueError(told + and_more(int(unknown.sum()))))
-        raise_problems(problems)
         table["Path"] = relative
+        raise_problems(problems, usable=(table[~unknown], excluded))
         return table, excluded
 
     @staticmethod

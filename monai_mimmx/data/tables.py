@@ -573,7 +573,10 @@ def read_table(
         try:
             table, excluded = prepare(table, path)
         except ValueError as error:
-            raise_problems([*problems, error])
+            problems.append(error)
+            if getattr(error, "usable", None) is None:
+                raise_problems(problems)
+            table, excluded = error.usable  # type: ignore[attr-defined]
         if missing := [name for name in required if name not in table.columns]:
             problems.append(lacks_columns(path, missing, list(table.columns)))
         if table.empty:

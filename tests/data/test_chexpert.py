@@ -318,3 +318,15 @@ class TestPaths:
         assert _below_download(path) == re.sub(r"^(/|\./)?CheXpert-v1\.0[^/]*/", "", path)
         match = re.search(r"(?:^|/)(patient\d+)/", path)
         assert _patient(path) == (match[1] if match else None)
+
+
+def test_labels_paths_and_missing_images_are_told_at_once(tmp_path):
+    records = [dict(row) for row in PLAIN]
+    records[0]["Pleural Effusion"] = "yes"
+    records[1]["Path"] = "CheXpert-v1.0-small/train/somebody/view1_frontal.jpg"
+    path = write(tmp_path, records)
+    with pytest.raises(ValueError, match="3 problems") as raised:
+        read_table(path, TASKS, image_column="Path", subject_column="subject", prepare=CheXpertColumns())
+    told = str(raised.value)
+    assert "got 'yes'" in told and "expected a Path with a patient" in told
+    assert "image files do not exist" in told
