@@ -26,9 +26,9 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from monai_mimmx.data.workers import end_with_parent
 from monai_mimmx.errors import first_line
 from monai_mimmx.files import locked, write_json
-from monai_mimmx.workers import end_with_parent
 
 CACHE_VERSION = 1
 DTYPES = ("uint8", "float16", "float32")

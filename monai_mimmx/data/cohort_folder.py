@@ -24,8 +24,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from monai_mimmx.data.workers import end_with_parent
 from monai_mimmx.files import is_alive
-from monai_mimmx.workers import end_with_parent
 
 MARKER_NAME = "cohort.json"
 

@@ -449,7 +449,7 @@ def followed_factors(switched: Mapping[str, float | None], chance: Mapping[str, 
     Example:
         >>> followed_factors({"y": 0.9, "sex": 0.75, "site": 0.4}, {"y": 0.5, "sex": 0.5, "site": 0.25})
         {'sex': 0.25}
-        >>> followed_factors({"sex": 0.42}, {"y": 0.5, "sex": 0.58})
+        >>> followed_factors({"sex": 0.45}, {"y": 0.5, "sex": 0.58})
         {'sex': 0.0}
     """
     guess, followed = chance.get("y"), {}

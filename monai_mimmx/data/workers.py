@@ -9,8 +9,6 @@ import os
 import threading
 import time
 
-__all__ = ["end_with_parent"]
-
 
 def end_with_parent() -> None:
     """
