@@ -186,7 +186,7 @@ class CheXpertColumns:
 
         Raises:
             ValueError: for missing columns; or for values that are no label and paths without a patient, whose attribute
-                `usable` is what would be returned without them.
+                `usable` is what would be returned without them, if any row is left.
         """
         needed = ["Path", "Sex", "Age", "Frontal/Lateral", "No Finding", self.primary, *self.cod_columns]
         if missing := [name for name in dict.fromkeys(needed) if name not in table.columns]:
@@ -246,7 +246,7 @@ class CheXpertColumns:
             )
             problems.append(ValueError(told + and_more(int(unknown.sum()))))
         table["Path"] = relative
-        raise_problems(problems, usable=(table[~unknown], excluded))
+        raise_problems(problems, usable=None if unknown.all() else (table[~unknown], excluded))
         return table, excluded
 
     @staticmethod
