@@ -28,7 +28,7 @@ from monai_mimmx.data.headers import check_headers
 from monai_mimmx.data.splits import describe_subsets
 from monai_mimmx.errors import Problems, check_writable, first_line, first_three, root_cause
 from monai_mimmx.evaluation.refit import check_refit
-from monai_mimmx.handlers.checkpoints import stored_identity
+from monai_mimmx.handlers.checkpoints import stored_identity, stored_metrics
 from monai_mimmx.handlers.weights import load_model, require_checkpoint
 from monai_mimmx.options import idle_options, known_options, option_problems
 
@@ -274,12 +274,9 @@ class _Check:
 
     def _as_trained(self, checkpoint: Path) -> None:
         """Whether images and classes are those of the training, where its records are beside the checkpoint's folder."""
-        record = checkpoint.parent.parent / "metrics.json"
-        try:
-            metrics = json.loads(record.read_text(encoding="utf-8"))
-            trained, classes = metrics["config"], [[*names] for names in metrics["classes"].values()]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return  # moved, or not of this toolkit: there is nothing to compare with
+        if not (metrics := stored_metrics(checkpoint)):
+            return  # there is nothing to compare with
+        record, trained, classes = checkpoint.parent.parent / "metrics.json", metrics["config"], metrics["classes"]
         for name, key in AS_TRAINED.items():
             if name not in trained or key not in self.parser or name in self.wrong:
                 continue

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import DataLoader
-from monai.networks.utils import eval_mode
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from monai_mimmx.data import ImageFileDataset
+from monai_mimmx.evaluation.predictions import evaluated
 from monai_mimmx.networks import MIMMXNet
 
 __all__ = ["extract_features"]
@@ -73,7 +73,7 @@ def extract_features(
     network = network.to(device)
     logits, features = [], []
     try:
-        with eval_mode(network), torch.inference_mode():
+        with evaluated(network), torch.inference_mode():
             for batch in tqdm(loader, desc="predicting", unit="batch", disable=not progress):
                 image = batch["image"].to(device)
                 if isinstance(network, MIMMXNet):

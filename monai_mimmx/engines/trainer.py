@@ -484,7 +484,7 @@ class MIMMXTrainer(SupervisedTrainer):
             weights = torch.full_like(terms, 1.0 / len(terms))
         else:
             with torch.no_grad():
-                weights = self._attention(features.float()).mean(0)
+                weights = self._attention(features).mean(0)
             for i, name in enumerate(self.task_names[1:]):
                 output[f"attention_{name}"] = weights[i]
         dependence = (weights * terms).sum()

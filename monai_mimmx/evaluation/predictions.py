@@ -138,12 +138,13 @@ class Predictions:
 
 
 @contextmanager
-def _evaluated(network: torch.nn.Module) -> Iterator[None]:
-    """In evaluation mode inside; after it every module has its own mode again, frozen ones too."""
+def evaluated(network: torch.nn.Module) -> Iterator[None]:
+    """As MONAI's `eval_mode`, but after it every module has its own mode again, frozen ones too."""
     training = [module for module in network.modules() if module.training]
     network.eval()
     try:
-        yield
+        with torch.no_grad():
+            yield
     finally:
         for module in training:
             module.training = True
@@ -189,7 +190,7 @@ def collect_predictions(
     inferer = inferer or SimpleInferer()
     outputs: list[tuple[torch.Tensor, ...]] = []
     labels = []
-    with _evaluated(network), torch.no_grad(), torch.autocast(device.type, enabled=amp):
+    with evaluated(network), torch.autocast(device.type, enabled=amp):
         for batch in loader:
             image = convert_to_tensor(batch["image"], track_meta=False).to(device, non_blocking=True)
             # Results stay on the device until the end, so that no batch waits for a copy.

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.networks.utils import eval_mode
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader
 from monai_mimmx.data import CachedImages, keep_batch
 from monai_mimmx.data.splits import cell_index
 from monai_mimmx.errors import raise_problems
+from monai_mimmx.evaluation.predictions import evaluated
 from monai_mimmx.files import write_checkpoint
 from monai_mimmx.handlers.weights import load_model
 from monai_mimmx.networks import MIMMXNet
@@ -51,11 +51,10 @@ def _worst_cell(logits: np.ndarray, y: np.ndarray, cells: np.ndarray) -> float:
     return min(float((predicted == y)[cells == value].mean()) for value in np.unique(cells))
 
 
-@torch.no_grad()
 def _encode(network: MIMMXNet, data: CachedImages, device: torch.device | str) -> tuple[np.ndarray, np.ndarray]:
     outputs: list[Tensor] = []
     labels: list[Tensor] = []
-    with eval_mode(network):
+    with evaluated(network):
         for batch in DataLoader(data, batch_size=250, collate_fn=keep_batch):
             outputs.append(network.encoder(batch["image"].to(device)).float().cpu())
             labels.append(batch["label"])

@@ -359,10 +359,6 @@ def best_so_far(saver: CheckpointSaver) -> Checkpoint:
     return checkpoint
 
 
-def _counts(path: Path) -> bool:
-    return bool(re.search(r"(epoch|iteration)=\d+", path.name))
-
-
 def newest_whole(folder: str | os.PathLike[str], prefix: str) -> tuple[Path | None, list[Path]]:
     """
     The newest checkpoint file that is whole, and those newer than it that are cut short.
@@ -381,7 +377,8 @@ def newest_whole(folder: str | os.PathLike[str], prefix: str) -> tuple[Path | No
     if prefix in series:
         series = {prefix: series[prefix]}
     # Beside those of its epochs a saver may have written others, such as its best.
-    series = {name: paths for name, paths in series.items() if any(map(_counts, paths))} or series
+    counted = {name for name, paths in series.items() if any(_COUNT.search(path.name)[1] for path in paths)}  # type: ignore[index]
+    series = {name: series[name] for name in counted or series}
     if len(series) > 1:
         raise ValueError(
             f"checkpoints of several savers in {folder} begin with {prefix!r}: name one of {', '.join(sorted(series))}."
@@ -434,6 +431,15 @@ def stored_identity(checkpoint: str | os.PathLike[str]) -> dict[str, Any] | None
         return None  # of something else
 
 
+def stored_metrics(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `metrics.json` above a model's folder tells of its training: its `config` and `classes`; empty where none does."""
+    try:
+        metrics = json.loads((Path(checkpoint).parent.parent / "metrics.json").read_text(encoding="utf-8"))
+        return {"config": dict(metrics["config"]), "classes": [[*names] for names in metrics["classes"].values()]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # moved, not yet there, or not of this toolkit
+
+
 def training_settings(checkpoint: str | os.PathLike[str], settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     The settings to record with the evaluation of a model: those of its training, as far as these are known.
@@ -450,13 +456,7 @@ def training_settings(checkpoint: str | os.PathLike[str], settings: Mapping[str,
         >>> training_settings("no/models/model.pt", {"lambda_mi": 1.0, "device": "cpu"})
         {'lambda_mi': 1.0, 'device': 'cpu'}
     """
-    trained: dict[str, Any] = {}
-    try:
-        record = Path(checkpoint).parent.parent / "metrics.json"
-        trained |= json.loads(record.read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not yet, or not of a training
-    trained |= (stored_identity(checkpoint) or {}).get("settings", {})
+    trained = stored_metrics(checkpoint).get("config", {}) | (stored_identity(checkpoint) or {}).get("settings", {})
     own = ("amp", "dataset_dir", "device", "output_dir")
     return {name: trained.get(name, value) if name not in own else value for name, value in settings.items()}
 

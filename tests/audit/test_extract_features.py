@@ -163,3 +163,10 @@ def test_an_image_that_cannot_be_read_is_named():
     with pytest.raises(RuntimeError) as caught:
         extract_features(Wrapped(lambda x: x), IMAGES, spoilt, num_classes=2, device="cpu", progress=False)
     assert str(root_cause(caught.value)) == "4: image file is truncated"
+
+
+def test_a_frozen_part_is_frozen_after_it():
+    network = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(32 * 32, 2))
+    network[0].eval()
+    extract(network)
+    assert network.training and network[2].training and not network[0].training
