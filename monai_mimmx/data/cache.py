@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import json
@@ -415,11 +416,12 @@ class CachedImages(Dataset):
         transform: takes `{"image": path}`, returns a mapping whose "image" is `(C, *spatial)`.
         cache_dir: folder of the cache file; None: kept in memory.
         transform_key: text that names the transform and its settings; change it when they do.
-        dtype: of the stored pixels, "uint8", "float16" or "float32"; they are served as float32.
+        dtype: of the stored pixels, "uint8", "float16" or "float32"; they are served as float32, unless ``as_stored``.
         num_workers: processes that build the cache; 0 or 1: none but this one.
         progress: show a progress bar while the cache is built.
 
     Attributes:
+        as_stored: serve the pixels in the type they are stored in, for a `prepare_batch` that converts them on its device.
         frame: the rows, with a fresh index.
         labels: `(len, 1+N)` int64.
         image_shape: `(C, *spatial)`.
@@ -442,6 +444,8 @@ class CachedImages(Dataset):
         >>> tuple(batch["image"].shape), batch["label"].tolist()
         ((2, 1, 4, 4), [[0, 0], [1, 0]])
     """
+
+    as_stored = False
 
     def __init__(
         self,
@@ -528,18 +532,22 @@ class CachedImages(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Batch:
-        image = torch.from_numpy(np.array(self._pixels[self.rows[index]], dtype=np.float32))
+        dtype = self._pixels.dtype if self.as_stored else np.float32
+        image = torch.from_numpy(np.array(self._pixels[self.rows[index]], dtype=dtype))
         return {"image": image, "label": torch.from_numpy(self.labels[index].copy()), "row": torch.tensor(int(index))}
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The batch of these items: "image" `(B, C, *spatial)` float32, "label" `(B, 1+N)` and "row" `(B,)` int64."""
         picked = np.array(indices, dtype=np.int64)
         rows = self.rows[picked]
-        images = torch.empty((len(rows), *self.image_shape))
-        step = max(1, _CHUNK_BYTES * len(self._pixels) // self._pixels.nbytes)
-        for start in range(0, len(rows), step):
-            # What is gathered is still in the processor's cache when it is converted.
-            images[start : start + step] = torch.from_numpy(np.asarray(self._pixels[rows[start : start + step]]))
+        if self.as_stored:
+            images = torch.from_numpy(np.asarray(self._pixels[rows]))
+        else:
+            images = torch.empty((len(rows), *self.image_shape))
+            step = max(1, _CHUNK_BYTES * len(self._pixels) // self._pixels.nbytes)
+            for start in range(0, len(rows), step):
+                # What is gathered is still in the processor's cache when it is converted.
+                images[start : start + step] = torch.from_numpy(np.asarray(self._pixels[rows[start : start + step]]))
         return {"image": images, "label": torch.from_numpy(self.labels[picked]), "row": torch.from_numpy(picked)}
 
     def files(self, rows: Sequence[int]) -> list[str]:
@@ -640,16 +648,23 @@ def blank_subsets(
     return blank
 
 
-def select_subset(data: Mapping[str, CachedImages], name: str) -> CachedImages:
+def select_subset(data: Mapping[str, CachedImages], name: str, *, as_stored: bool = False) -> CachedImages:
     """One dataset of those that `cache_subsets` returns, by name; for bundle configs.
 
     Args:
         data: name to dataset.
         name: of the dataset.
+        as_stored: serve the pixels in the type they are stored in: half the bytes of float32, or a quarter, to gather and
+            to move to a GPU. What prepares the batch there must convert them, as
+            :class:`~monai_mimmx.engines.PrepareAugmentedBatch` does where it is told a ``dtype``.
 
     Raises:
         ValueError: an unknown name.
     """
     if name not in data:
         raise ValueError(f"expected the name of a subset, one of {', '.join(data)}, got {name!r}")
-    return data[name]
+    if not as_stored:
+        return data[name]
+    view = copy.copy(data[name])
+    view.as_stored = True
+    return view

@@ -18,6 +18,7 @@ import pytest
 from monai_mimmx.__main__ import main
 from monai_mimmx.comparison import check_runs, collect_rows, execute_runs, method_options, plan_runs, runner
 from monai_mimmx.comparison.methods import METHODS
+from monai_mimmx.data.cohort_folder import available_cpus
 from monai_mimmx.files import locked
 
 METRICS = {
@@ -99,7 +100,7 @@ def test_a_failed_cell_is_recorded_and_the_rest_go_on(bundle, monkeypatch):
     assert error["status"] == 1 and error["lines"][-1] == "ZeroDivisionError: division by zero"
     assert sorted(lines)[0].startswith("baseline seed 0: y val 90.0 inv 60.0 bal 70.0 %")
     assert "dcor seed 0: FAILED with status 1" in "\n".join(lines)
-    assert "threads 1" in (made[1].folder / "log.txt").read_text()
+    assert f"threads {max(1, available_cpus() // 2)}\n" in (made[1].folder / "log.txt").read_text()
     # Again: only the failed one is tried.
     stamp = (made[1].folder / "metrics.json").stat().st_mtime_ns
     assert execute_runs(made, progress=False, report=lines.append) == {

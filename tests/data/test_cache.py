@@ -23,7 +23,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from monai_mimmx.data import cache
-from monai_mimmx.data.cache import CachedImages, cache_subsets, keep_batch
+from monai_mimmx.data.cache import CachedImages, cache_subsets, keep_batch, select_subset
 from monai_mimmx.files import locked
 
 TASKS = ["sick", "sex"]
@@ -382,6 +382,23 @@ def test_uint8_keeps_whole_numbers_exactly_and_refuses_others(frame, tmp_path):
                 dtype="uint8",
                 **OPTIONS,
             )
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
+def test_as_stored_the_pixels_are_the_same_in_fewer_bytes(frame, dtype):
+    data = cache_subsets({"train": frame, "val": frame[::2]}, TASKS, READ, cache_dir=None, dtype=dtype, **OPTIONS)
+    served, stored = (select_subset(data, "train", as_stored=as_stored) for as_stored in (False, True))
+    rows = [3, 39, 3]
+    batch, plain = stored.__getitems__(rows), served.__getitems__(rows)
+    assert batch["image"].dtype == stored[3]["image"].dtype == getattr(torch, dtype)
+    assert torch.equal(batch["image"].float(), plain["image"]) and torch.equal(
+        stored[3]["image"].float(), served[3]["image"]
+    )
+    assert torch.equal(batch["label"], plain["label"]) and torch.equal(batch["row"], plain["row"])
+    # One set only; and a batch is a copy, whatever is done to it.
+    assert all(images.__getitems__([0])["image"].dtype == torch.float32 for images in (served, data["val"]))
+    batch["image"].zero_()
+    assert torch.equal(stored.__getitems__(rows)["image"].float(), plain["image"])
 
 
 def test_a_batch_of_many_chunks_is_that_of_one(frame, monkeypatch):
