@@ -755,7 +755,10 @@ def test_two_processes_train_as_one_does_on_the_joint_batch(tmp_path):
         for rank in (0, 1):
             together = torch.load(tmp_path / f"{name}{rank}.pt")
             for key, expected in alone.items():
-                torch.testing.assert_close(together[key], expected, rtol=1e-4, atol=1e-6)
+                where = f"{key} of process {rank} after the {name}: "
+                torch.testing.assert_close(
+                    together[key], expected, rtol=1e-4, atol=1e-6, msg=lambda told, where=where: where + told
+                )
 
 
 def test_is_a_supervised_trainer():
