@@ -5,7 +5,8 @@ One epoch of `mimmx` against one of `baseline` in the brain bundle: same data, s
 
 Three trainings take turns: `baseline`; `mimmx` with its estimator on buffered features, as the bundle does; and `mimmx`
 whose every estimator step encodes a fresh batch, as the method is written. On a GPU the first two are also compiled.
-Peak memory is what an epoch adds to a process with the bundle built.
+Peak memory is what an epoch adds to a process with the bundle built. `passes alone` is what the network's passes of the
+last form would cost by themselves, one with a backward pass and N_B without, in units of the one with it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser
 from monai.engines.utils import IterationEvents
@@ -118,6 +120,19 @@ def make_epoch(folder: Path, scale: float, options: dict[str, Any], more: dict[s
         return make_trainer(folder, scale, options, **more).run  # type: ignore[no-any-return]
 
 
+def passes_alone(trainer: Any, repeats: int) -> float:
+    """What the passes of a step with fresh batches cost next to those of a step of `baseline`."""
+    image, _ = trainer.prepare_batch(next(iter(trainer.data_loader)), trainer.state.device)
+    network = trainer.network
+
+    @torch.no_grad()
+    def fresh() -> None:
+        network(image)
+
+    turns = take_turns({"step": lambda: network(image).sum().backward(), "fresh": fresh}, repeats, warm_up=3)
+    return 1 + trainer.n_b * median_ratio(turns["fresh"], turns["step"])
+
+
 def measure(quick: bool = False, device: str = "cpu") -> dict[str, list[dict[str, Any]]]:
     """All rows; ``quick``: sizes that only show that it runs."""
     scale, repeats, more = (0.02, 1, {"image_size": 32, "batch_size": 16}) if quick else (0.25, 11, {})
@@ -134,6 +149,7 @@ def measure(quick: bool = False, device: str = "cpu") -> dict[str, list[dict[str
             trainers[form].run()
 
         take_turns({form: partial(epoch, form) for form in forms}, 1 + repeats // 4, warm_up=0)
+        alone = passes_alone(trainers["mimmx_fresh_batches"], 3 * repeats)
         memory = peak_megabytes(make_epoch, Path(name), scale, FORMS["mimmx"], more)
     rows = []
     for form, watch in watches.items():
@@ -146,6 +162,7 @@ def measure(quick: bool = False, device: str = "cpu") -> dict[str, list[dict[str
                 "times_baseline": median_ratio(turns[form], turns["baseline"]),
                 "images_per_second": images / seconds,
                 **({"peak_megabytes": memory} if form == "mimmx" else {}),
+                **({"passes_alone": alone} if form == "mimmx_fresh_batches" else {}),
                 **{f"share_{part}": value / total for part, value in sorted(watch.seconds.items())},
                 "share_outside_encoder_and_estimator": 1
                 - (watch.seconds["encoder"] + watch.seconds["estimator"]) / total,
