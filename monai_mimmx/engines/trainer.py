@@ -254,7 +254,9 @@ class MIMMXTrainer(SupervisedTrainer):
         # An iterator that outlived its epoch could not be restored when a training is resumed.
         self.add_event_handler(Events.EPOCH_STARTED, lambda: setattr(self, "_fresh_batches", None))
         if idist.get_world_size() > 1:
-            self._seed = int(idist.broadcast(torch.initial_seed() % 2**32, src=0))  # type: ignore[arg-type]
+            seed = torch.tensor(torch.initial_seed() % 2**32, device=self.state.device)
+            dist.broadcast(seed, src=0)
+            self._seed = int(seed)
             self.add_event_handler(Events.EPOCH_STARTED, self._start_alike)
 
     def run(self) -> None:  # type: ignore[override]
@@ -294,7 +296,7 @@ class MIMMXTrainer(SupervisedTrainer):
         """The dependence term and the weighter of the first process, in every process."""
         parts = [part for part in (self.dependence, self.weighter) if part is not None]
         for tensor in (tensor for part in parts for tensor in part.state_dict().values()):
-            tensor.copy_(idist.broadcast(tensor, src=0))
+            dist.broadcast(tensor, src=0)
 
     @contextmanager
     def _same_draws(self, index: int) -> Iterator[None]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import Tensor
 
@@ -87,8 +88,9 @@ class DynamicLossScaling:
         """Losses `(1 + N,)`, the primary task first, to gamma `(1 + N,)`."""
         losses = losses.detach()
         if idist.get_world_size() > 1:
-            total: Any = idist.all_reduce(losses.clone())
-            losses = total / idist.get_world_size()
+            losses = losses.clone()
+            dist.all_reduce(losses)
+            losses /= dist.get_world_size()
         alpha = torch.full_like(losses, self.alpha_z)
         alpha[0] = self.alpha_y
         return loss_scaling_factors(losses, alpha)

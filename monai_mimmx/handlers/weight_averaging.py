@@ -10,6 +10,7 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
@@ -107,8 +108,8 @@ class WeightAveraging:
         if (processes := idist.get_world_size()) > 1:
             for name, statistic in self.averaged.named_buffers():
                 if name.endswith(("running_mean", "running_var")):
-                    total: Any = idist.all_reduce(statistic.clone())
-                    statistic.copy_(total / processes)
+                    dist.all_reduce(statistic)
+                    statistic /= processes
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged weights, their statistics and the number of updates."""

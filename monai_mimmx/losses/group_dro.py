@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import ignite.distributed as idist
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -81,9 +81,9 @@ class GroupDROCrossEntropy(nn.Module):
         sums = zeros.index_add(0, members, each)
         counts = zeros.index_add(0, members, torch.ones_like(each))
         with torch.no_grad():
-            total: Any = torch.stack([sums.detach(), counts])
+            total = torch.stack([sums.detach(), counts])
             if (processes := idist.get_world_size()) > 1:
-                total = idist.all_reduce(total)
+                dist.all_reduce(total)
             if not bool(total[1].any()):
                 return losses
             counts = total[1].clamp(min=1)
