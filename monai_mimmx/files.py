@@ -95,7 +95,8 @@ class FolderLock:
     """
     Keep other processes from training in a folder: from `hold` to `release`, or to the end of this process.
 
-    The process that holds it may hold it again. Where a file system has no locks, nothing is held.
+    It may be held again; a second object for the same folder, in the same process, would let it go, however. Where a file
+    system has no locks, nothing is held.
 
     Args:
         folder: of the training; `.training.lock` in it tells the process and its computer, and is left there.
@@ -119,6 +120,8 @@ class FolderLock:
         Raises:
             ValueError: another process holds it.
         """
+        if self._file is not None:  # to close any file of that path would let the lock go
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = self.path.open("a+", encoding="utf-8")
         try:

@@ -111,7 +111,8 @@ def test_a_folder_is_held_by_one_process_and_the_other_is_told_which(tmp_path):
             lock.hold()
         other.communicate()
     lock.hold()  # it ended with that process
-    files.FolderLock(tmp_path / "output").hold()  # of one process: they do not stand in each other's way
+    lock.hold()
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / "output"], stderr=-1).returncode == 1  # still held
     assert (tmp_path / "output/.training.lock").read_text() == f"process {os.getpid()} on {platform.node()}"
     lock.release()
     lock.release()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import functools
 import hashlib
 import json
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 import numpy as np
@@ -134,20 +136,27 @@ def _fill_all(job: dict[str, Any], num_workers: int, progress: bool) -> list[tup
                     break
         except BrokenProcessPool:
             raise RuntimeError(
-                "a worker was killed while caching images, most likely for want of memory: use fewer num_workers"
+                "a worker was killed while caching images, most likely for want of memory, or of space in cache_dir: use "
+                "fewer num_workers, or another cache_dir"
             ) from None
     return failures
 
 
 def _identities(paths: Sequence[str], describe: Callable[[int], str]) -> list[str]:
-    """Path, size and time of each file."""
+    """Path, size and time of each file; of a folder, such as a DICOM series, also of the files in it."""
     identities = []
     for index, path in enumerate(paths):
         try:
             stat = os.stat(path)
+            identity = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}"
+            if S_ISDIR(stat.st_mode):
+                slices = sorted(
+                    (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in os.scandir(path)
+                )
+                identity += f"\0{hashlib.sha256(repr(slices).encode()).hexdigest()}"
         except OSError as error:
             raise ValueError(f"{describe(index)}: {path}: the file cannot be opened ({_cause(error)})") from None
-        identities.append(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}")
+        identities.append(identity)
     return identities
 
 
@@ -207,6 +216,18 @@ class _Unfinished:
 def _unfinished(folder: Path) -> list[_Unfinished]:
     names = (path.name.split(".") for path in sorted(folder.glob(".*.*.json")))
     return [_Unfinished(folder, name[1], name[2]) for name in names if len(name) == 4]
+
+
+def _reserve(path: Path) -> bool:
+    """Take the space of a file, which to write through a map would end this process once the disk is full; False: it is."""
+    if not hasattr(os, "posix_fallocate"):
+        return True
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+        except OSError as error:  # other file systems than a full one cannot do it
+            return error.errno not in (errno.ENOSPC, errno.EDQUOT)
+    return True
 
 
 def _remove_unfinished(folder: Path, key: str) -> None:
@@ -338,12 +359,16 @@ def _build(
                     if needed > free and lock != -1:
                         _remove_unfinished(folder, key)
                         free = shutil.disk_usage(folder).free
+                    full = OSError(
+                        f"the image cache needs {needed / 1e9:.3g} GB in {folder}, where {free / 1e9:.3g} GB are "
+                        "free: choose another cache_dir, or a smaller image size"
+                    )
                     if needed > free:
-                        raise OSError(
-                            f"the image cache needs {needed / 1e9:.3g} GB in {folder}, where {free / 1e9:.3g} GB are "
-                            "free: choose another cache_dir, or a smaller image size"
-                        )
+                        raise full
                     pixels = np.lib.format.open_memmap(part.pixels, mode="w+", dtype=np.dtype(dtype), shape=shape)
+                    # Some network file systems take the space by writing all of it: only where others may take it first.
+                    if 10 * needed > free and not _reserve(part.pixels):
+                        raise full
                     done = np.memmap(part.done, np.uint8, mode="w+", shape=(len(paths),))
                     write_json(part.files, {"about": about, "files": identities})
                     load = functools.partial(load_image, transform=transform, dtype=dtype, shape=None)

@@ -75,7 +75,7 @@ class EncodedBatches(Dataset):
         with eval_mode(self.encoder), precision, bar:
             for _ in range(self.passes):
                 for batch in self.loader:
-                    image, label = self.prepare_batch(batch, self.device, False)
+                    image, label, *_ = self.prepare_batch(batch, self.device, False)
                     outputs.append(self.encoder(image).float().cpu())
                     labels.append(label.cpu())
                     self._rows += batch["row"].tolist() if "row" in batch else []

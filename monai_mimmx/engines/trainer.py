@@ -65,6 +65,11 @@ def _gather(*parts: Tensor) -> tuple[Tensor, ...]:
     )
 
 
+def _plain(value: Any) -> Any:
+    """Without MONAI's meta data, which every operation would carry on, into the checkpoints too."""
+    return value.as_tensor() if isinstance(value, MetaTensor) else value
+
+
 def _require_compiler(device: str | torch.device, backend: Any) -> None:
     """Tell at once what PyTorch would tell at the first step on a processor, after the data have been read."""
     compiler = os.environ.get("CXX") or {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++")
@@ -350,6 +355,7 @@ class MIMMXTrainer(SupervisedTrainer):
             if batch is None:
                 self._fresh_batches = None
         inputs, labels, args, kwargs = self._prepare(batch)
+        inputs, labels = _plain(inputs), _plain(labels)
         with torch.no_grad(), torch.autocast(self.state.device.type, enabled=self.amp, **self.amp_kwargs):
             _, features, attention = self.inferer(inputs, self._called_network, *args, return_features=True, **kwargs)
         return features.float(), attention.float(), labels
@@ -387,10 +393,7 @@ class MIMMXTrainer(SupervisedTrainer):
 
     def _prepare(self, batchdata: Any) -> tuple[Any, Tensor, tuple, dict]:
         batch = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
-        inputs, labels, args, kwargs = (*batch, (), {}) if len(batch) == 2 else batch
-        if self.compile and isinstance(inputs, MetaTensor):
-            inputs = inputs.as_tensor()
-        return inputs, labels, args, kwargs
+        return (*batch, (), {}) if len(batch) == 2 else batch  # type: ignore[return-value]
 
     def _iteration(self, engine: MIMMXTrainer, batchdata: Any) -> Any:  # type: ignore[override]
         """One encoder step with its estimator steps; see the class for the output."""
@@ -399,6 +402,7 @@ class MIMMXTrainer(SupervisedTrainer):
         inputs, labels, args, kwargs = self._prepare(batchdata)
         output: dict[str, Tensor] = {Keys.IMAGE: inputs, Keys.LABEL: labels}
         engine.state.output = output
+        inputs, labels = _plain(inputs), _plain(labels)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
 

@@ -239,10 +239,13 @@ class RandomStates:
         """
         Go on from the states; those of CUDA devices only where there are as many.
 
-        A checkpoint holds the states of the first process. The others keep theirs: with the same they would draw the
-        same samples.
+        A checkpoint holds the states of the first process. With the same the others would draw the same samples, so they
+        go on from new ones, which follow from those states and from their rank.
         """
-        if idist.get_rank() > 0:
+        if rank := idist.get_rank():
+            held = [state_dict["torch"], *state_dict["generators"]]
+            drawn = hashlib.sha256(b"".join(state.cpu().numpy().tobytes() for state in held))
+            self._start_anew(random.Random(f"{drawn.hexdigest()} {rank}"))
             return
         version, internal, gauss = state_dict["python"]
         random.setstate((version, tuple(internal), gauss))
@@ -255,6 +258,15 @@ class RandomStates:
             torch.cuda.set_rng_state_all([state.cpu() for state in state_dict["cuda"]])
         for generator, state in zip(self.generators, state_dict["generators"], strict=True):
             generator.set_state(state.cpu())
+
+    def _start_anew(self, seeds: random.Random) -> None:
+        random.seed(seeds.getrandbits(64))
+        np.random.seed(seeds.getrandbits(32))  # noqa: NPY002
+        torch.manual_seed(seeds.getrandbits(63))
+        for generator in self.generators:
+            generator.manual_seed(seeds.getrandbits(63))
+        for part in self.random_states:
+            part.seed(seeds.getrandbits(32))
 
 
 class TrainingIdentity:

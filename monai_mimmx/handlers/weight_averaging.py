@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
@@ -26,6 +27,20 @@ def _only_norms_train(module: nn.Module, _: Any) -> None:
         layer.training = isinstance(layer, nn.modules.batchnorm._BatchNorm)
 
 
+@dataclass
+class _Inputs:
+    """What a network is called with: an image, and what `prepare_batch` gave beside it and the label, (args, kwargs)."""
+
+    image: Tensor
+    more: Sequence[Any]
+
+
+def _unpack(_: nn.Module, inputs: tuple[_Inputs], __: Any) -> tuple[tuple, dict]:
+    """Forward pre-hook: :func:`torch.optim.swa_utils.update_bn` calls a network with one argument only."""
+    args, kwargs = inputs[0].more or ((), {})
+    return (inputs[0].image, *args), kwargs
+
+
 class WeightAveraging:
     """
     Keep an exponential moving average of a network's weights, and re-estimate its batch normalization statistics.
@@ -38,7 +53,8 @@ class WeightAveraging:
     Args:
         network: the network in training.
         loader: the training batches from which statistics are re-estimated.
-        prepare_batch: turns a batch into (image, label) on the device, as in MONAI's engines.
+        prepare_batch: turns a batch into (image, label), or (image, label, args, kwargs), on the device, as in MONAI's
+            engines.
         device: where the network is.
         decay: weight of the past in the average, in [0, 1). It starts lower, (1 + n) / (5 + n) after n updates, so that
             the first weights are soon forgotten. 0: the averaged network is a copy of the current one.
@@ -97,12 +113,16 @@ class WeightAveraging:
 
     def update_statistics(self) -> None:
         """Re-estimate the averaged network's batch normalization statistics now, with dropout off."""
-        batches = (self.prepare_batch(batch, self.device, False)[0] for batch in islice(self.loader, self.num_batches))
+        prepared = (self.prepare_batch(batch, self.device, False) for batch in islice(self.loader, self.num_batches))
+        batches = (_Inputs(image, more) for image, _, *more in prepared)
         if (first := next(batches, None)) is None:  # the statistics would be started anew and stay so
             raise ValueError(
                 "the loader of a WeightAveraging gave no batch: it must be one that can be iterated again."
             )
-        with self.averaged.register_forward_pre_hook(_only_norms_train):
+        with (
+            self.averaged.register_forward_pre_hook(_only_norms_train),
+            self.averaged.register_forward_pre_hook(_unpack, with_kwargs=True),
+        ):
             update_bn(chain([first], batches), self.averaged)
         self.averaged.eval()
         if (processes := idist.get_world_size()) > 1:

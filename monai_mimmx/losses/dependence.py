@@ -200,7 +200,7 @@ class BlockAdversary(nn.Module):
             the gains in nats `(N,)`; 0 for a factor without any label.
         """
         with torch.autocast(f_y.device.type, enabled=False):
-            return self._gains(f_y.to(next(self.parameters()).dtype), labels)
+            return self._gains(f_y.to(next(self.parameters()).dtype), labels.long())
 
     def _gains(self, f_y: Tensor, labels: Tensor) -> Tensor:
         y, seen = labels[:, 0], f_y

@@ -69,7 +69,7 @@ class GroupDROCrossEntropy(nn.Module):
         Returns:
             the losses `(1 + N,)`; that of the primary task is its plain mean where no sample has a group.
         """
-        losses = self.tasks(logits, labels)
+        losses, labels = self.tasks(logits, labels), labels.long()
         grouped = (labels >= 0).all(1)
         members = torch.zeros(len(labels), dtype=torch.long, device=labels.device)
         for label, classes in zip(labels.unbind(1), self.num_classes, strict=True):

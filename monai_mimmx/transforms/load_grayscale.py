@@ -14,6 +14,7 @@ from typing import Any
 from monai.config import KeysCollection
 from monai.data import PILReader
 from monai.transforms import LoadImage, MapTransform
+from PIL import Image
 
 __all__ = ["LoadGrayscaled"]
 
@@ -53,8 +54,8 @@ class LoadGrayscaled(MapTransform):
         allow_missing_keys: do not raise where a key is absent.
 
     Raises:
-        ValueError: an image of several channels that is no picture, a DICOM image of a palette or of colours other than RGB,
-            or axes other than `spatial_dims`.
+        ValueError: an image of several channels that is no picture, a picture of several pages, a DICOM image of several
+            frames, of a palette or of colours other than RGB, or axes other than `spatial_dims`.
         OSError, RuntimeError: a file that cannot be read.
 
     Example:
@@ -80,14 +81,19 @@ class LoadGrayscaled(MapTransform):
         loaded = dict(data)
         for key in self.key_iterator(loaded):
             path = str(data[key])
+            if path.lower().endswith((".tif", ".tiff")):
+                with Image.open(path) as picture:
+                    if (pages := getattr(picture, "n_frames", 1)) > 1:
+                        raise ValueError(f"expected a picture of one page, got {pages} in {path}: choose one")
             with warnings.catch_warnings():
                 # A radiograph has no position in the patient, and needs none here.
                 warnings.filterwarnings("ignore", message="PydicomReader: ImageOrientationPatient")
                 image = (self._picture if path.lower().endswith(_PICTURES) else self._other)(path)
             if image.shape[0] != 1:
-                raise ValueError(f"expected one channel, got {image.shape[0]} in {path}: convert it to grayscale")
-            if (photometric := _photometric(path)) is not None:
-                image = _gray_of_dicom(image, photometric, path)
+                advice = "convert it to grayscale" if image.ndim == 3 else "choose one volume of the series"
+                raise ValueError(f"expected one channel, got {image.shape[0]} in {path}: {advice}")
+            if (header := _dicom_header(path)) is not None:
+                image = _gray_of_dicom(image, header, path)
             loaded[key] = image if self.spatial_dims is None else self._flat(image, path)
         return loaded
 
@@ -104,8 +110,8 @@ class LoadGrayscaled(MapTransform):
         return image
 
 
-def _photometric(path: str) -> str | None:
-    """What the numbers of a DICOM image mean; None for other files."""
+def _dicom_header(path: str) -> Any:
+    """What the numbers of a DICOM image mean, and of how many frames they are; None for other files."""
     try:
         import pydicom
     except ImportError:
@@ -114,18 +120,23 @@ def _photometric(path: str) -> str | None:
         path = min((entry.path for entry in os.scandir(path) if entry.is_file()), default="")
     if not os.path.isfile(path) or not pydicom.misc.is_dicom(path):
         return None
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PhotometricInterpretation"])
-    return header.get("PhotometricInterpretation")
+    return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PhotometricInterpretation", "NumberOfFrames"])
 
 
-def _gray_of_dicom(image: Any, photometric: str, path: str) -> Any:
+def _gray_of_dicom(image: Any, header: Any, path: str) -> Any:
     """White high, and colours, which stand in the last axis, as PIL's luma."""
+    if (frames := int(header.get("NumberOfFrames", None) or 1)) > 1:  # MONAI's reader does not tell where they lie
+        raise ValueError(
+            f"expected a DICOM image of one frame, got {frames} in {path}: convert it to NIfTI, or to a folder of single "
+            "slices; or choose one frame"
+        )
+    photometric = header.get("PhotometricInterpretation")
+    if photometric is None or photometric == "MONOCHROME2":
+        return image
     if photometric == "MONOCHROME1":
         return image.max() + image.min() - image
     if photometric == "RGB" and image.shape[-1] == len(_LUMA):
         return (image * image.new_tensor(_LUMA)).sum(-1).round()
-    if photometric != "MONOCHROME2":
-        raise ValueError(
-            f"expected MONOCHROME1, MONOCHROME2 or RGB pixels, got {photometric} in {path}: convert it to grayscale"
-        )
-    return image
+    raise ValueError(
+        f"expected MONOCHROME1, MONOCHROME2 or RGB pixels, got {photometric} in {path}: convert it to grayscale"
+    )

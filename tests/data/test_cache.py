@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -495,3 +496,29 @@ def test_no_item_gets_pixels_of_another_file(frame, tmp_path, picks, data):
             expected = READ({"image": subset["image"][item]})["image"]
             assert torch.equal(batch["image"][place], torch.as_tensor(expected).float())
             assert batch["label"][place].tolist() == subset[TASKS].iloc[item].tolist()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system does not reserve space")
+def test_a_disk_that_others_fill_is_told_before_the_first_image(frame, tmp_path, monkeypatch):
+    """Its free space was enough when it was asked for; to write through the map would end the process by a signal."""
+
+    def refuse(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    needed = 40 * 8 * 6 * 2
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 2 * needed})())
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(OSError, match="choose another cache_dir"):
+        CachedImages(frame, TASKS, READ, cache_dir=tmp_path / "cache", **OPTIONS)
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"]
+
+
+def test_a_slice_of_a_folder_that_changes_is_not_served_from_the_cache(tmp_path):
+    series, transform = tmp_path / "series", lambda item: {"image": np.load(Path(item["image"]) / "a.npy")}
+    series.mkdir()
+    frame = pd.DataFrame({"image": [str(series)], "sick": [0], "sex": [0]})
+    for step in (1.0, 2.0):
+        with (series / "a.npy").open("r+b" if step > 1 else "wb") as file:  # in its place: the folder does not change
+            np.save(file, step * np.arange(4.0).reshape(1, 2, 2))
+        data = CachedImages(frame, TASKS, transform, cache_dir=tmp_path / "cache", **OPTIONS)
+        assert data[0]["image"].flatten().tolist() == [0, step, 2 * step, 3 * step]

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.metrics import Average
+from monai.data import MetaTensor
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.handlers import CheckpointLoader, CheckpointSaver, from_engine
@@ -20,7 +21,12 @@ from torch import nn
 
 from monai_mimmx.engines import MIMMXTrainer
 from monai_mimmx.handlers import DynamicLossScaling
-from monai_mimmx.losses import BlockDistanceCorrelation, BlockMutualInformation, MultiTaskCrossEntropy
+from monai_mimmx.losses import (
+    BlockDistanceCorrelation,
+    BlockMutualInformation,
+    GroupDROCrossEntropy,
+    MultiTaskCrossEntropy,
+)
 from monai_mimmx.networks import ConfounderAttentionWeighter, FourConvEncoder, MIMMXNet
 
 NAMES = ("y", "sex", "site")
@@ -822,3 +828,25 @@ def test_the_gradient_scaler_is_restored_before_and_while_it_runs(monkeypatch):
     trainer.load_state_dict(state)
     trainer.run()
     assert scales == [4096.0]
+
+
+@pytest.mark.parametrize("method", ["mine", "dcor", None])
+@pytest.mark.parametrize("feature_batches", [0, 1])
+def test_images_and_labels_with_meta_data_train_and_are_saved_as_those_without(method, feature_batches, tmp_path):
+    """MONAI's own transforms give them; what is saved must load with ``weights_only=True``."""
+    dressed = [{key: MetaTensor(value, meta={"row": 1}) for key, value in batch.items()} for batch in make_batches()]
+    options = {"method": method, "feature_batches": feature_batches}
+    if method is None:
+        options["loss_function"] = GroupDROCrossEntropy(CLASSES)
+    plain = make_trainer(**options)
+    plain.run()
+    if method is None:
+        options["loss_function"] = GroupDROCrossEntropy(CLASSES)
+    trainer = make_trainer(batches=dressed, **options)
+    trainer.run()
+    assert equal(weights(trainer.network), weights(plain.network))
+    assert isinstance(trainer.state.output["image"], MetaTensor)  # for handlers of the user's
+    loss = trainer.loss_function.state_dict() if method is None else {}
+    torch.save({"trainer": trainer.state_dict(), "loss": loss}, tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert not any(isinstance(part, MetaTensor) for parts in saved["trainer"]["features"] for part in parts)

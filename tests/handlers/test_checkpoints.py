@@ -156,7 +156,7 @@ def test_none_is_told(tmp_path, caplog):
 def draws(parts):
     shift, sampler, _ = parts
     images = torch.zeros(3, 1, 8, 8)
-    own = [float(shift.transforms[0](images).sum()), next(iter(sampler))]
+    own = [float(shift.transforms[0](images).sum()), list(sampler)]
     return [random.random(), float(np.random.rand()), float(torch.rand(1)), *own]  # noqa: NPY002
 
 
@@ -172,14 +172,23 @@ def test_every_generator_goes_on_where_it_was(tmp_path):
     assert draws(parts) == expected
 
 
-def test_other_processes_keep_their_own_states(monkeypatch):
-    states = RandomStates()
-    before = states.state_dict()
-    torch.rand(1)
-    now = torch.get_rng_state()
-    monkeypatch.setattr("ignite.distributed.get_rank", lambda: 1)
-    states.load_state_dict(before)
-    assert torch.equal(torch.get_rng_state(), now)
+def test_other_processes_draw_what_no_process_drew_before(monkeypatch):
+    """A process that begins anew would repeat, after each resumption, what it drew in its first epoch."""
+    shift = Compose([RandBatchAugment(seed=1)])
+    parts = [shift, make_sampler(np.zeros((50, 2), int), (2, 2), "correlated"), None]
+    states, seen = RandomStates(parts), []
+    first = states.state_dict()
+    draws(parts)
+    second = states.state_dict()
+    for rank in (0, 1, 2):
+        monkeypatch.setattr("ignite.distributed.get_rank", lambda rank=rank: rank)
+        for state in (first, second):
+            states.load_state_dict(state)
+            seen.append(draws(parts))
+            states.load_state_dict(state)
+            assert draws(parts) == seen[-1]  # what it draws follows from the checkpoint
+    for values in zip(*seen, strict=True):
+        assert len({str(value) for value in values}) == len(seen)
 
 
 def test_best_so_far(tmp_path):

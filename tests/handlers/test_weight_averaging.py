@@ -192,3 +192,27 @@ def test_a_loader_that_is_used_up_is_refused():
     with pytest.raises(ValueError, match="gave no batch"):
         averaging.update_statistics()
     assert torch.equal(averaging.averaged[0].running_mean, before)
+
+
+class Scaled(nn.Module):
+    """A network that needs more than an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x, scale, *, shift):
+        return self.norm(scale * x + shift)
+
+
+def test_a_network_with_more_inputs_than_an_image():
+    network, batches = Scaled(), make_batches()
+    averaging = WeightAveraging(
+        network,
+        batches,
+        prepare_batch=lambda batch, device, non_blocking: (batch["image"], batch["label"], (2.0,), {"shift": 1.0}),
+        device="cpu",
+    )
+    averaging.update_statistics()
+    expected = 2.0 * torch.cat([batch["image"] for batch in batches]) + 1.0
+    torch.testing.assert_close(averaging.averaged.norm.running_mean, expected.mean(0))

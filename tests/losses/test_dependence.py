@@ -248,3 +248,12 @@ def test_mmd_does_not_depend_on_the_scale_of_the_features(scale):
     still = torch.ones(60, 4, requires_grad=True)
     mmd(still, None, labels).sum().backward()
     assert bool((still.grad == 0).all())
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("method", ["mimmx", "dcor", "mmd", "adversarial"])
+def test_labels_of_any_integer_type(method, conditional):
+    torch.manual_seed(0)
+    term = make_dependence(method, 3, (2, 2, 2), conditional=conditional, negatives=99)
+    f_y, f_z, labels = torch.randn(20, 3), torch.randn(20, 2, 3), torch.randint(2, (20, 3))
+    torch.testing.assert_close(term(f_y, f_z, labels.int()), term(f_y, f_z, labels))

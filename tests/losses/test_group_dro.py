@@ -148,3 +148,10 @@ def test_a_group_can_come_back_from_next_to_nothing():
     for _ in range(3):
         loss(torch.cat([good, bad]), labels)
     assert loss.weights[1] > 0.99
+
+
+def test_labels_of_any_integer_type():
+    logits, labels = batch(0)
+    expected = GroupDROCrossEntropy(CLASSES)(logits, labels)
+    for dtype in (torch.int32, torch.int8):
+        assert torch.equal(GroupDROCrossEntropy(CLASSES)(logits, labels.to(dtype)), expected)

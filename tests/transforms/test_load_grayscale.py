@@ -47,7 +47,7 @@ def test_volumes(tmp_path):
         nib.Nifti1Image(np.random.default_rng(0).random((4, 5, 6, 2)).astype(np.float32), np.eye(4)),
         tmp_path / "b.nii.gz",
     )
-    with pytest.raises(ValueError, match=r"expected one channel, got 2 in .*b\.nii\.gz"):
+    with pytest.raises(ValueError, match=r"expected one channel, got 2 in .*b\.nii\.gz: choose one volume"):
         read(tmp_path / "b.nii.gz")
 
 
@@ -120,3 +120,15 @@ def test_a_folder_of_slices_is_a_volume(tmp_path):
         place |= {"SeriesInstanceUID": "1.2.3", "PixelSpacing": [1, 1], "InstanceNumber": number}
         write_dicom(tmp_path / f"series/{number}.dcm", "MONOCHROME2", values + number, **place)
     assert read(tmp_path / "series").shape == (1, 20, 10, 3)
+
+
+def test_several_frames_in_a_file_are_refused(tmp_path):
+    """MONAI's reader puts the frames between rows and columns, and tells no position of theirs."""
+    frames = np.arange(600).reshape(30, 20)
+    write_dicom(tmp_path / "a.dcm", "MONOCHROME2", frames, Rows=10, NumberOfFrames=3)
+    with pytest.raises(ValueError, match=r"DICOM image of one frame, got 3 in .*a\.dcm: convert it to NIfTI"):
+        read(tmp_path / "a.dcm")
+    first, *others = (Image.fromarray(RAMP + page) for page in range(2))
+    first.save(tmp_path / "a.tif", save_all=True, append_images=others)
+    with pytest.raises(ValueError, match=r"a picture of one page, got 2 in .*a\.tif: choose one"):
+        read(tmp_path / "a.tif")
