@@ -161,6 +161,7 @@ class _Check:
         self.tables: list[str] = []
         self.idle: list[str] = []
         self.wrong: list[str] = []
+        self.cache_problem: OSError | None = None
         self.predicts = "datalist" in self.config
         self.root = self._value("bundle_root") if "bundle_root" in self.config else None
         self.shipped: dict[str, Any] = {}
@@ -193,6 +194,8 @@ class _Check:
         if tasks is not None and subsets is not None:
             self.tables.append(describe_subsets(subsets, tasks))
         shape = self._images(images)
+        if self.cache_problem is not None:
+            self.problems.append(self.cache_problem)
         trial = self._trial(tasks, subsets, shape)
         if self.settings.checkpoint is not None:
             self._checkpoint(trial, self.settings.checkpoint)
@@ -253,7 +256,10 @@ class _Check:
             try:
                 check_writable(Path(folder).parent if self.predicts else folder, name, make=make)
             except OSError as error:
-                self.problems.append(error)
+                if name == "cache_dir":  # told where something is to be written there
+                    self.cache_problem = error
+                else:
+                    self.problems.append(error)
 
     def _inference(self) -> None:
         """The images that are to be predicted, and the checkpoint."""
@@ -342,6 +348,7 @@ class _Check:
         }
         cached = cached_file(images, **settings) if {"cache_dir", "transform_key"} <= {*settings} else None
         if cached is not None:
+            self.cache_problem = None
             self.lines.append(f"all images were decoded before, in {cached}")
             return np.load(cached, mmap_mode="r").shape[1:]
         started = time.perf_counter()

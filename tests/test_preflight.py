@@ -879,3 +879,18 @@ def test_no_truncation_passes_that_the_decoder_refuses(tmp_path_factory, cut, ki
     except Exception:
         assert monai_mimmx.data.headers.image_axes(part) is None
     shutil.rmtree(folder)
+
+
+def test_a_finished_cache_need_not_be_written(study, monkeypatch):
+    cache = study / "cache"
+
+    def refuse(folder, option="output_dir", **more):
+        if option == "cache_dir":
+            raise OSError(f"cannot write to cache_dir {folder}: Read-only file system")
+
+    monkeypatch.setattr("monai_mimmx.preflight.check_writable", refuse)
+    assert told(check(study, cache_dir=str(cache))) == [f"cannot write to cache_dir {cache}: Read-only file system"]
+    monkeypatch.undo()
+    check(study, cache_dir=str(cache)).get_parsed_content("images")
+    monkeypatch.setattr("monai_mimmx.preflight.check_writable", refuse)
+    assert not told(check(study, cache_dir=str(cache)))

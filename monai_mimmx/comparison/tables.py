@@ -168,7 +168,9 @@ def _scores(folder: Path) -> dict[str, Any] | None:
         stored = json.loads((folder / "error.json").read_text(encoding="utf-8"))
         return {"error": failure(stored["status"], stored["lines"])}
     config = {key: value for key, value in metrics["config"].items() if key not in ("output_dir", "device")}
-    about = {key: metrics.get(key) for key in ("task_names", "n", "version", "commit")}
+    about = {
+        key: metrics.get(key) for key in ("task_names", "n", "version", "commit", "selected_lambda", "fingerprint")
+    }
     return {**about, "config": config, "seconds": metrics["seconds"], **{key: metrics.get(key) for key in KEPT}}
 
 
@@ -405,6 +407,20 @@ def notes(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, An
     told += [f"{' and '.join(names)} are the same setting here, so their rows are the same." for names in _same(done)]
     if len(tasks := sorted({", ".join(row["task_names"]) for row in done})) > 1:
         told.append(f"The runs are of different tasks, {'; '.join(tasks)}: give each bundle an output_dir of its own.")
+    tables: dict[Any, dict[str, dict[str, None]]] = {}
+    for row in done:
+        if row.get("fingerprint"):
+            tables.setdefault(row.get("agreement"), {}).setdefault(row["fingerprint"], {})[
+                f"{row_title(row)} {row['seed']}"
+            ] = None
+    told += [
+        f"The runs (method and seed) are of different rows or labels, {'; '.join(map(', '.join, made.values()))}: the table "
+        "changed in between, and they are not comparable."
+        for made in tables.values()
+        if len(made) > 1
+    ]
+    if early := dict.fromkeys(row_title(row) for row in done if row.get("selected_lambda") == 0):
+        told.append(f"Selected before the dependence term had any weight, in one seed or more: {', '.join(early)}.")
     precise: dict[bool, dict[str, None]] = {}
     for row in done:
         if (amp := (row.get("config") or {}).get("amp")) is not None:

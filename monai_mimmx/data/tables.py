@@ -475,6 +475,25 @@ def _split_problems(split: pd.Series, subjects: pd.Series | None, path: Path) ->
     return problems
 
 
+def _spelling_problems(subjects: pd.Series, path: Path) -> list[Exception]:
+    """One number spelled in two ways: two subjects, where tables that were joined mean one."""
+    known = set(subjects.dropna().astype(str))
+    twice = [
+        (other, name)
+        for name in sorted(known)
+        if "." in name and (other := _shown(value_key(name))) != name and other in known
+    ]
+    if not twice:
+        return []
+    first, second = twice[0]
+    return [
+        ValueError(
+            f"{path}, column {subjects.name!r}: {first!r} and {second!r} would be two subjects ({len(twice)} such): spell each "
+            "in one way, or their images could be trained and tested on"
+        )
+    ]
+
+
 def _image_problems(rows: pd.DataFrame, task_names: Sequence[str], path: Path) -> list[Exception]:
     """Images of which several rows, which are these, tell different subjects or different known classes of a task."""
     problems: list[Exception] = []
@@ -624,6 +643,7 @@ def read_table(
         problems += more
     if subjects is not None:
         frame["subject"] = subjects
+        problems += _spelling_problems(subjects, path)
     if split_column in table.columns:
         frame["split"] = table[split_column]
         problems += _split_problems(table[split_column], subjects, path)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -149,9 +150,16 @@ class ExperimentEvaluation:
             },
             "mi": history[-1].get("mi") if history else None,
             "epochs": history[-1]["epoch"] if history else None,
+            **_selected(history),
+            "fingerprint": self._fingerprint(),
             "seconds": sum(row["seconds"] for row in history) if history else None,
             "excluded": self._excluded(),
         }
+        if metrics.get("selected_lambda") == 0:
+            self.logger.warning(
+                f"the weights selected are of epoch {metrics['selected_epoch']}, when the dependence term had no weight yet: "
+                "train for longer, or with a smaller lambda_warmup"
+            )
         if history and history[-1]["epoch"] < self._epochs():
             metrics["unfinished"] = True
         self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -223,6 +231,13 @@ class ExperimentEvaluation:
         index, count = np.unique(cells[cells >= 0], return_counts=True)
         return {cell_name(self.names, np.unravel_index(i, shape)): int(n) for i, n in zip(index, count, strict=True)}
 
+    def _fingerprint(self) -> str:
+        """Of the subsets' subjects and labels: equal where two runs had the same."""
+        digest = hashlib.sha256()
+        for name, data in self.data.items():
+            digest.update("\0".join([name, *map(str, data.frame["subject"])]).encode() + data.labels.tobytes())
+        return digest.hexdigest()[:16]
+
     def _excluded(self) -> dict[str, int]:
         return dict(self.data["train"].frame.attrs.get("excluded", {}))
 
@@ -274,6 +289,15 @@ class ExperimentEvaluation:
             for row in first
         ]
         return sample_figure(np.stack([upright(data[int(row)]["image"].numpy(), self.origin) for row in first]), titles)
+
+
+def _selected(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The epoch whose weights a saver of the best ones keeps, of equally good ones the last, and lambda then."""
+    validated = [row for row in history if row.get("select_robust") is not None]
+    if not validated:
+        return {}
+    chosen = max(reversed(validated), key=lambda row: row["select_robust"])
+    return {"selected_epoch": chosen["epoch"]} | ({"selected_lambda": chosen["lambda"]} if "lambda" in chosen else {})
 
 
 def _told_class(task: Task, label: int) -> str:

@@ -176,7 +176,16 @@ def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any],
         >>> [line for line in card.read_text(encoding="utf-8").splitlines() if line.startswith("**")]
         ['**Shortcut**: Val − Inv is +20.0 points. The network leans on the spurious factors: ...']
     """
-    formats = {"method": "", "seed": "", "epochs": "", "seconds": ".0f", "mi": ".3f", "version": "", "commit": ""}
+    formats = {
+        "method": "",
+        "seed": "",
+        "epochs": "",
+        "selected_epoch": "",
+        "seconds": ".0f",
+        "mi": ".3f",
+        "version": "",
+        "commit": "",
+    }
     told = ", ".join(f"{key} {metrics[key]:{form}}" for key, form in formats.items() if metrics.get(key) is not None)
     settings = [(key, f"`{_plain_value(value)}`") for key, value in (metrics.get("config") or {}).items()]
     sections = {

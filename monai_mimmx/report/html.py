@@ -173,7 +173,7 @@ def _details(metrics: Mapping[str, Any]) -> str:
     html = ""
     facts = {
         key: metrics[key]
-        for key in ("method", "seed", "epochs", "seconds", "mi", "n", "version", "commit")
+        for key in ("method", "seed", "epochs", "selected_epoch", "seconds", "mi", "n", "version", "commit")
         if metrics.get(key) is not None
     }
     settings = {**facts, **(metrics.get("config") or {})}

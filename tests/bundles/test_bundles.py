@@ -419,6 +419,18 @@ def test_two_processes_train_one_model(bundle, trained, folders, tmp_path):
     assert done.stdout.count("subset ") == 1  # told by one process
 
 
+def test_a_batch_larger_than_one_process_has_images_is_all_of_them(folders, tmp_path, monkeypatch):
+    made = workflow("brain_age", "train", **options("brain_age", folders, tmp_path, batch_size=100_000))
+    monkeypatch.setattr("ignite.distributed.get_world_size", lambda: 2)
+    loader = made.parser.get_parsed_content("train#dataloader")
+    assert len(loader) == 1 and loader.batch_size == len(loader.dataset) // 2
+    sizes = {
+        json.loads((ROOT / name / "configs/train.json").read_text())["train"]["dataloader"]["batch_size"]
+        for name in NAMES
+    }
+    assert len(sizes) == 1
+
+
 @pytest.mark.parametrize("bundle", NAMES)
 def test_only_the_first_process_shows_and_records(bundle):
     train, several = (

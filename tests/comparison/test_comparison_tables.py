@@ -152,3 +152,24 @@ def test_tables_made_before_are_not_made_again(monkeypatch):
     tables, text = make_tables(rows), format_tables(rows)
     monkeypatch.setattr("monai_mimmx.comparison.tables.make_tables", None)
     assert format_tables(rows, (), tables) == text
+
+
+def test_runs_of_a_table_that_changed_in_between_are_told():
+    rows = [row("mimmx", seed, 0.88, fingerprint=digest) for seed, digest in enumerate("aab")]
+    assert "of different rows or labels, mimmx 0, mimmx 1; mimmx 2: the table changed" in format_tables(rows)
+    for same in (rows[:2], [row("mimmx", 0, 0.88), *rows[:2]]):  # one of an earlier version
+        assert "different rows" not in format_tables(same)
+    swept = [
+        row("mimmx", 0, 0.88, fingerprint=digest, agreement=float(at)) for at, digest in (("0.5", "a"), ("0.9", "b"))
+    ]
+    assert "different rows" not in format_tables(swept)
+
+
+def test_weights_selected_before_the_term_counted_are_told():
+    rows = [
+        row("dcor", 0, 0.88, selected_lambda=0.0),
+        row("mimmx", 0, 0.88, selected_lambda=0.2),
+        row("baseline", 0, 0.8),
+    ]
+    assert "Selected before the dependence term had any weight, in one seed or more: dcor." in format_tables(rows)
+    assert "Selected before" not in format_tables(rows[1:])

@@ -191,6 +191,11 @@ def test_split_column(tmp_path):
             "every row is excl",
         ),
         (["a.png,1,40,F", "a.png,2,60,M"], "image,subject,age,sex", r"a.png belongs to two subjects, '1' and '2'"),
+        (
+            ["a.png,7,40,F", "b.png,7.0,60,M"],
+            "image,subject,age,sex",
+            r"'subject': '7' and '7.0' would be two subjects",
+        ),
         (["a.png,1,40,F", "b.png,,60,M"], "image,subject,age,sex", r"line 3: column 'subject' is blank"),
         (["a.png,1,40,F"], "image,subject,Age,sex", r"no column 'age': it has 'image', 'subject', 'Age', 'sex'"),
         (["a.png;1;40;F"], "image;subject;age;sex", r"separator a comma"),

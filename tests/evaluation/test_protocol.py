@@ -48,3 +48,11 @@ def test_a_class_in_a_picture_s_title_tells_its_task_where_its_name_does_not():
     )
     told = [protocol._told_class(task, label) for task, label in ((sex, 1), (age, 0), (finding, 1))]
     assert [text.replace("\xa0", " ") for text in told] == ["Male", "age < 50", "effusion 1"]
+
+
+def test_the_selected_epoch_is_the_best_and_of_equals_the_last():
+    robust = {1: 0.5, 2: None, 3: 0.7, 4: 0.7, 5: 0.6}
+    history = [{"epoch": epoch, "select_robust": value, "lambda": epoch / 10} for epoch, value in robust.items()]
+    assert protocol._selected(history) == {"selected_epoch": 4, "selected_lambda": 0.4}
+    assert protocol._selected([{"epoch": 1, "select_robust": 0.5}]) == {"selected_epoch": 1}  # without a term
+    assert protocol._selected([{"epoch": 1}]) == protocol._selected([]) == {}
