@@ -39,7 +39,15 @@ _MAX_FAILURES = 10
 _CHUNK_BYTES = 2**20
 
 Transform = Callable[[dict[str, Any]], Mapping[str, Any]]
-Batch = dict[str, torch.Tensor]
+
+
+class Batch(dict[str, torch.Tensor]):
+    """A whole batch, as a dataset's `__getitems__` returns it; tells a collate function that takes it for a list of items."""
+
+    def __missing__(self, key: Any) -> torch.Tensor:
+        if isinstance(key, int):
+            raise TypeError("this batch is whole already: give the DataLoader collate_fn=monai_mimmx.data.keep_batch")
+        raise KeyError(key)
 
 
 def keep_batch(batch: Any) -> Any:
@@ -559,7 +567,7 @@ class CachedImages(Dataset):
     def __getitem__(self, index: int) -> Batch:
         dtype = self._pixels.dtype if self.as_stored else np.float32
         image = torch.from_numpy(np.array(self._pixels[self.rows[index]], dtype=dtype))
-        return {"image": image, "label": torch.from_numpy(self.labels[index].copy()), "row": torch.tensor(int(index))}
+        return Batch(image=image, label=torch.from_numpy(self.labels[index].copy()), row=torch.tensor(int(index)))
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The batch of these items: "image" `(B, C, *spatial)` float32, "label" `(B, 1+N)` and "row" `(B,)` int64."""
@@ -573,7 +581,7 @@ class CachedImages(Dataset):
             for start in range(0, len(rows), step):
                 # What is gathered is still in the processor's cache when it is converted.
                 images[start : start + step] = torch.from_numpy(np.asarray(self._pixels[rows[start : start + step]]))
-        return {"image": images, "label": torch.from_numpy(self.labels[picked]), "row": torch.from_numpy(picked)}
+        return Batch(image=images, label=torch.from_numpy(self.labels[picked]), row=torch.from_numpy(picked))
 
     def files(self, rows: Sequence[int]) -> list[str]:
         """The image files of these items, such as the "row" of a batch."""

@@ -91,14 +91,14 @@ class EncodedBatches(Dataset):
         return self.passes * len(self.loader) * int(self.loader.batch_size or 1)
 
     def __getitem__(self, index: int) -> Batch:
-        return {name: values[0] for name, values in self.__getitems__([index]).items()}
+        return Batch({name: values[0] for name, values in self.__getitems__([index]).items()})
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The batch of these items: "image", the features `(B, F)` float32, "label" `(B, 1 + N)` and "row" `(B,)`."""
         if self._encoded is None:
             self._encoded = self._encode()
         picked: Any = torch.as_tensor(indices)
-        return {"image": self._encoded[0][picked], "label": self._encoded[1][picked], "row": picked}
+        return Batch(image=self._encoded[0][picked], label=self._encoded[1][picked], row=picked)
 
     def files(self, rows: Sequence[int]) -> list[str]:
         """The image files of these items; none where the loader's batches do not tell."""

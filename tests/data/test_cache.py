@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from monai.data import list_data_collate
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, NormalizeIntensityd
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -522,3 +523,15 @@ def test_a_slice_of_a_folder_that_changes_is_not_served_from_the_cache(tmp_path)
             np.save(file, step * np.arange(4.0).reshape(1, 2, 2))
         data = CachedImages(frame, TASKS, transform, cache_dir=tmp_path / "cache", **OPTIONS)
         assert data[0]["image"].flatten().tolist() == [0, step, 2 * step, 3 * step]
+
+
+@pytest.mark.parametrize("collate", [None, list_data_collate])
+def test_a_loader_that_would_collate_a_whole_batch_is_told_what_to_pass(frame, collate):
+    data = CachedImages(frame, TASKS, READ, cache_dir=None, **OPTIONS)
+    with pytest.raises(TypeError, match="collate_fn=monai_mimmx.data.keep_batch"):
+        next(iter(DataLoader(data, batch_size=4, collate_fn=collate)))
+    for workers in (0, 1):
+        batch = next(iter(DataLoader(data, batch_size=4, collate_fn=keep_batch, num_workers=workers)))
+        assert batch["image"].shape == (4, 1, 6, 8) and dict(batch).keys() == {"image", "label", "row"}
+        with pytest.raises(KeyError, match="mask"):
+            batch["mask"]
