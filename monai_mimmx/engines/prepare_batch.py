@@ -21,8 +21,6 @@ class PrepareAugmentedBatch(PrepareBatch):
     Args:
         augment: image batch `(B, C, *spatial)` to the augmented batch, such as
             :class:`~monai_mimmx.transforms.RandBatchAugment`.
-        dtype: type that the images have on the device, before they are augmented; ``None``: as they come. What is stored in
-            fewer bytes (:func:`~monai_mimmx.data.select_subset` with ``as_stored``) then moves there in fewer.
 
     Example:
         >>> prepare = PrepareAugmentedBatch(lambda image: image + 1)
@@ -30,8 +28,8 @@ class PrepareAugmentedBatch(PrepareBatch):
         (tensor([[1., 1.]]), tensor([[0, 1]]))
     """
 
-    def __init__(self, augment: Callable[[Tensor], Tensor], *, dtype: torch.dtype | None = None) -> None:
-        self.augment, self.dtype = augment, dtype
+    def __init__(self, augment: Callable[[Tensor], Tensor]) -> None:
+        self.augment = augment
 
     def __call__(
         self,
@@ -42,4 +40,4 @@ class PrepareAugmentedBatch(PrepareBatch):
     ) -> tuple[Tensor, Tensor]:
         """Batch to (image, label) on ``device``."""
         image, label = default_prepare_batch(batchdata, device, non_blocking, **kwargs)  # type: ignore[arg-type, misc]
-        return self.augment(image.to(self.dtype)), label  # type: ignore[return-value, arg-type, union-attr]
+        return self.augment(image), label  # type: ignore[return-value, arg-type]

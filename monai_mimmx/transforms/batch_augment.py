@@ -19,9 +19,9 @@ def shift_image(image: np.ndarray, shift: Sequence[int], out: np.ndarray) -> Non
     """Shift an image by whole pixels; what moves in is the nearest edge.
 
     Args:
-        image: `(C, *spatial)`.
+        image: `(C, *spatial)`; soonest done where it is contiguous.
         shift: pixels per spatial axis, positive towards higher indices; at least one pixel of each axis stays inside.
-        out: where `image[c, clip(i - shift)]` goes, another array of the same shape.
+        out: where `image[c, clip(i - shift)]` goes, another array of the same shape, contiguous.
 
     Example:
         >>> out = np.empty((1, 3))
@@ -29,9 +29,10 @@ def shift_image(image: np.ndarray, shift: Sequence[int], out: np.ndarray) -> Non
         >>> out.tolist()
         [[1.0, 1.0, 2.0]]
     """
-    source = tuple(slice(max(-s, 0), n - max(s, 0)) for s, n in zip(shift, image.shape[1:], strict=True))
-    target = tuple(slice(max(s, 0), n + min(s, 0)) for s, n in zip(shift, image.shape[1:], strict=True))
-    out[(slice(None), *target)] = image[(slice(None), *source)]
+    # By one copy: what it carries over the end of an axis lies in the edges, which come after it.
+    step = sum(s * size for s, size in zip(shift, out.strides[1:], strict=True)) // out.itemsize
+    source, target = image.reshape(-1), out.reshape(-1)
+    target[max(step, 0) : target.size + min(step, 0)] = source[max(-step, 0) : source.size - max(step, 0)]
     for axis, s in enumerate(shift, start=1):
         along = out.swapaxes(0, axis)
         if s > 0:
@@ -54,6 +55,8 @@ class RandBatchAugment(RandBatch):
         flip_axis: spatial axis that is flipped.
         intensity: the gain is uniform in [1 - intensity, 1 + intensity].
         seed: of the generator; None: a random one.
+        dtype: floating-point type of the result, for batches that come as they are stored (see
+            :func:`~monai_mimmx.data.select_subset`); None: that of the batch.
 
     Raises:
         ValueError: an option out of its range.
@@ -73,6 +76,7 @@ class RandBatchAugment(RandBatch):
         flip_axis: int = 0,
         intensity: float = 0.0,
         seed: int | None = 0,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if isinstance(max_shift, bool) or not isinstance(max_shift, int) or max_shift < 0:
             raise ValueError(f"expected max_shift to be a whole number of 0 or more, got {max_shift!r}")
@@ -89,22 +93,23 @@ class RandBatchAugment(RandBatch):
         self.flip_prob = flip_prob
         self.flip_axis = flip_axis
         self.intensity = intensity
+        self.dtype = dtype
         super().__init__(seed)
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Augment a batch.
 
         Args:
-            batch: `(B, C, *spatial)`, floating point; not changed.
+            batch: `(B, C, *spatial)`, floating point, or of any type with `dtype`; not changed.
 
         Returns:
-            A new tensor of the same shape, dtype and device.
+            A new tensor of the same shape and device, and of `dtype` or the same type.
 
         Raises:
-            TypeError: a batch that is no floating-point tensor.
+            TypeError: a batch that is no tensor, or none of floating point without `dtype`.
             ValueError: no spatial axis, an axis that is not larger than `max_shift`, or no such `flip_axis`.
         """
-        if not isinstance(batch, torch.Tensor) or not batch.is_floating_point():
+        if not isinstance(batch, torch.Tensor) or not (self.dtype or batch.dtype).is_floating_point:
             received = batch.dtype if isinstance(batch, torch.Tensor) else type(batch).__name__
             raise TypeError(f"expected a floating-point tensor, got {received}")
         spatial = batch.shape[2:]
@@ -114,7 +119,8 @@ class RandBatchAugment(RandBatch):
                 f"flip_axis={self.flip_axis}, got shape {tuple(batch.shape)}"
             )
         draws = self._draw(batch)
-        return (_one_by_one if batch.device.type == "cpu" else _at_once)(batch, draws, self.flip_axis)
+        way = _one_by_one if batch.device.type == "cpu" else _at_once
+        return way(batch, draws, self.flip_axis, self.dtype or batch.dtype)
 
     def _draw(self, batch: torch.Tensor) -> _Draws:
         count, size = len(batch), batch[0].numel() if len(batch) else 0
@@ -130,7 +136,7 @@ class RandBatchAugment(RandBatch):
         else:
             offsets = torch.randint(0, length - size + 1, (count,), generator=draw)
         amounts = (2 * torch.randint(0, 2, (count,), generator=draw) - 1) * self.noise_std
-        field = torch.randn(length, generator=draw).to(device=batch.device, dtype=batch.dtype)
+        field = torch.randn(length, generator=draw).to(device=batch.device, dtype=self.dtype or batch.dtype)
         return _Draws(shifts, flips, gains if self.intensity else None, (field, offsets, amounts))
 
 
@@ -143,17 +149,24 @@ class _Draws(NamedTuple):
     noise: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
 
-def _one_by_one(batch: torch.Tensor, draws: _Draws, flip_axis: int) -> torch.Tensor:
+def _one_by_one(batch: torch.Tensor, draws: _Draws, flip_axis: int, dtype: torch.dtype) -> torch.Tensor:
     """For a processor: one sample at a time stays in its cache, and views cost NumPy the least."""
-    out = torch.empty_like(batch, memory_format=torch.contiguous_format)
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[batch.element_size()]  # NumPy has no bfloat16
-    images, shifted = batch.detach().view(bits).numpy(), out.view(bits).numpy()
+    out = torch.empty_like(batch, dtype=dtype, memory_format=torch.contiguous_format)
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[
+        batch.element_size()
+    ]  # NumPy has no bfloat16
+    images = batch.detach().view(bits).numpy()
+    # What is to be converted is shifted beside it, in the same place for every sample.
+    shifted = out if dtype == batch.dtype else batch.new_empty(batch.shape[1:]).expand_as(batch)
+    places = shifted.detach().view(bits).numpy()
     shifts, flips = draws.shifts.tolist(), draws.flips.tolist()
     gains = None if draws.gains is None else draws.gains.tolist()
     noise = None if draws.noise is None else (draws.noise[0], draws.noise[1].tolist(), draws.noise[2].tolist())
     for index, new in enumerate(out):
         image = np.flip(images[index], 1 + flip_axis) if flips[index] else images[index]
-        shift_image(image, shifts[index], shifted[index])
+        shift_image(image, shifts[index], places[index])
+        if shifted is not out:
+            new.copy_(shifted[index])
         if gains is not None:
             new.mul_(gains[index])
         if noise is not None:
@@ -162,7 +175,7 @@ def _one_by_one(batch: torch.Tensor, draws: _Draws, flip_axis: int) -> torch.Ten
     return out
 
 
-def _at_once(batch: torch.Tensor, draws: _Draws, flip_axis: int) -> torch.Tensor:
+def _at_once(batch: torch.Tensor, draws: _Draws, flip_axis: int, dtype: torch.dtype) -> torch.Tensor:
     """For a GPU: starting a step costs it more than the step on one sample."""
     device, axes = batch.device, batch.ndim - 2
     shifts, flips = draws.shifts.to(device), draws.flips.to(device)
@@ -174,7 +187,7 @@ def _at_once(batch: torch.Tensor, draws: _Draws, flip_axis: int) -> torch.Tensor
         if axis == flip_axis:
             place = torch.where(flips[:, None], size - 1 - place, place)
         places.append(place.view(-1, *[1] * (1 + axis), size, *[1] * (axes - 1 - axis)))
-    out = batch[tuple(places)]
+    out = batch[tuple(places)].to(dtype)
     per_sample = (-1, *[1] * (batch.ndim - 1))
     if draws.gains is not None:
         out *= draws.gains.to(out).view(per_sample)

@@ -419,6 +419,16 @@ def test_two_processes_train_one_model(bundle, trained, folders, tmp_path):
     assert done.stdout.count("subset ") == 1  # told by one process
 
 
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_training_images_move_as_they_are_stored_and_train_as_float32(bundle, folders, tmp_path):
+    parser = workflow(bundle, "train", **options(bundle, folders, tmp_path, sampling="correlated")).parser
+    batch = next(iter(parser.get_parsed_content("train#dataloader")))
+    augment = parser.get_parsed_content("train#prepare_batch").augment
+    assert batch["image"].dtype == torch.float16
+    for part in getattr(augment, "transforms", [augment]):  # the first of them converts, whichever are left out
+        assert part(batch["image"]).dtype == torch.float32
+
+
 def test_a_batch_larger_than_one_process_has_images_is_all_of_them(folders, tmp_path, monkeypatch):
     made = workflow("brain_age", "train", **options("brain_age", folders, tmp_path, batch_size=100_000))
     monkeypatch.setattr("ignite.distributed.get_world_size", lambda: 2)

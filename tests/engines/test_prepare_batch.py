@@ -23,15 +23,6 @@ def test_moves_before_it_augments():
     assert seen[0].device.type == label.device.type == "meta" and image.dtype == torch.float64
 
 
-def test_converts_the_images_after_it_moves_them():
-    seen = []
-    batch = {"image": torch.arange(4, dtype=torch.uint8).view(4, 1), "label": torch.arange(4)}
-    prepare = PrepareAugmentedBatch(lambda image: seen.append(image) or image + 0.5, dtype=torch.float32)
-    image, label = prepare(batch, "cpu")
-    assert seen[0].dtype == torch.float32 and image[:, 0].tolist() == [0.5, 1.5, 2.5, 3.5]
-    assert label.dtype == torch.int64 and batch["image"].dtype == torch.uint8
-
-
 def test_in_monais_trainer():
     network = nn.Linear(2, 1)
     losses = []

@@ -74,7 +74,18 @@ def test_both_ways_to_go_about_it_agree(shape, flip_axis, options):
     batch = torch.rand(shape)
     augment = RandBatchAugment(flip_axis=flip_axis, seed=3, **options)
     draws = augment._draw(batch)
-    torch.testing.assert_close(_at_once(batch, draws, flip_axis), _one_by_one(batch, draws, flip_axis))
+    for dtype in (torch.float32, torch.float64):
+        torch.testing.assert_close(
+            _at_once(batch, draws, flip_axis, dtype), _one_by_one(batch, draws, flip_axis, dtype)
+        )
+
+
+@pytest.mark.parametrize("stored", [torch.uint8, torch.float16, torch.float64])
+@pytest.mark.parametrize("options", [{}, {"flip_prob": 0.5, "intensity": 0.2}])
+def test_what_is_stored_in_fewer_bytes_gives_what_its_conversion_gives(stored, options):
+    batch = (100 * torch.rand(9, 2, 12, 10)).to(stored)
+    out = RandBatchAugment(seed=3, dtype=torch.float32, **options)(batch)
+    assert torch.equal(out, RandBatchAugment(seed=3, **options)(batch.float()))
 
 
 def test_nothing_to_do_is_the_identity():
