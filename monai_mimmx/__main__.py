@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_mimmx.audit import audit_classifier
+from monai_mimmx.audit.run import audit_summary
 from monai_mimmx.bundle_folders import bundle_folders, copy_bundle
 from monai_mimmx.comparison import (
     check_runs,
@@ -114,8 +115,9 @@ def _audit(options: argparse.Namespace, config_options: Mapping[str, Any]) -> in
         except json.JSONDecodeError as error:
             raise ValueError(f"--label {given['label']} is not JSON: {error}") from error
     found = audit_classifier(options.config, options.ckpt, options.table, options=config_options, **given)
+    print(audit_summary(found))
     for name, values in found["attributes"].items():
-        told = values.get("skipped") or f"gap {100 * values['gap']['value']:+.1f} points"
+        told = values.get("skipped") or f"gap {round(100 * values['gap']['value'], 1) + 0.0:+.1f} points"
         print(f"{name}: {values['verdict']} ({told})")
     print(f"report: {Path(options.output_dir) / 'report.html'}")
     return 0

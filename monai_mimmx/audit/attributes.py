@@ -111,7 +111,9 @@ def audit_attributes(
             titles = [names["y"], [classes[i] for i in kept]]
             found = _audit_one(pair, features[rows], name, titles, resamples=resamples, seed=seed)
             found["rare"] = [classes[i] for i in rare]
-        result["attributes"][name] = {"verdict": audit_verdict(found), **found}
+        balanced = result["balanced_accuracy"]
+        word = audit_verdict(found, balanced=balanced, chance=1 / logits.shape[1])
+        result["attributes"][name] = {"verdict": word, **found}
     return result
 
 
@@ -237,18 +239,21 @@ def _cross_fitted(
     return read
 
 
-def audit_verdict(found: Mapping[str, Any]) -> str:
+def audit_verdict(found: Mapping[str, Any], *, balanced: float | None = None, chance: float | None = None) -> str:
     """
     What was found about one attribute, in a few words.
 
     Args:
         found: an entry of "attributes" of `audit_attributes`.
+        balanced: balanced accuracy of the label, and `chance`: that of a constant guess. With both, a network that has no
+            gap only because it guesses is called so.
 
     Returns:
         "shortcut" or "over-corrected (anti-shortcut)" where the gap is more than 5 points and its interval leaves out 0
         (and the training data had the association of these images; where they had the opposite one, the two words change
         places); else "in the predictions" or "in the features" where the interval of what is read there lies above
-        chance; else "no sign of it". "not audited" where it was skipped.
+        chance; else "no sign of it". Where the label is not predicted more than 5 points above chance, "at chance (not
+        learned)", and where the attribute is read. "not audited" where it was skipped.
 
     Example:
         >>> sure = {"value": 0.2, "interval": [0.1, 0.3]}
@@ -258,10 +263,11 @@ def audit_verdict(found: Mapping[str, Any]) -> str:
     if "skipped" in found:
         return "not audited"
     low, high = found["gap"]["interval"]
-    word = verdict(found["gap"]["value"])
-    if word != "balanced" and (low > 0 or high < 0):
+    word = verdict(found["gap"]["value"] if low > 0 or high < 0 else 0.0, balanced=balanced, chance=chance)
+    guessed = word.startswith("at chance")
+    if word != "balanced" and not guessed:
         return word
     for source in ("predictions", "features"):
         if found[source]["interval"][0] > found["chance"]:
-            return f"in the {source}"
-    return "no sign of it"
+            return f"{word}, in the {source}" if guessed else f"in the {source}"
+    return word if guessed else "no sign of it"

@@ -60,6 +60,19 @@ def test_a_leak_that_the_predictions_do_not_use():
     assert audit_verdict(found) == "in the features"
 
 
+def test_a_network_that_does_not_know_the_label_is_told():
+    found = audit(np.zeros_like(Y), Z + 0.1 * noise(1000))["attributes"]["sex"]
+    assert found["gap"]["value"] == pytest.approx(0) and found["verdict"] == "at chance (not learned), in the features"
+    logits = np.stack([0 * Z, Z - 9.0], axis=1)  # constant too, though not in how sure it is
+    found = audit_attributes(logits, noise(1000, 1), Y, {"sex": Z}, range(1000), resamples=50)["attributes"]["sex"]
+    assert found["verdict"] == "at chance (not learned), in the predictions"
+    assert audit(np.zeros_like(Y), np.zeros(1000))["attributes"]["sex"]["verdict"] == "at chance (not learned)"
+    unequal = np.repeat([0, 1], [900, 100])  # of which a constant guess has 90 %
+    z = np.tile([0, 1], 500)
+    found = audit(unequal, np.zeros(1000), y=unequal, z=z)
+    assert found["attributes"]["sex"]["verdict"] == "no sign of it"
+
+
 def test_over_correction():
     contrary = np.where((Y == 1) & (Z == 1), 0, Y)
     found = audit(contrary, noise(1000))["attributes"]["sex"]

@@ -69,8 +69,9 @@ def arguments(study, *more, **other):
 
 def test_the_command_finds_the_shortcut(study, capsys):
     assert main(arguments(study)) == 0
-    assert "scanner: shortcut (gap +" in capsys.readouterr().out
+    printed = capsys.readouterr().out
     found = json.loads((study / "out/audit.json").read_text())
+    assert "scanner: shortcut (gap +" in printed and f"sick: accuracy {100 * found['accuracy']:.1f} %" in printed
     table = pd.read_csv(study / "table.csv")
     # The network's prediction is the scanner, so its accuracy is how often the scanner and the label agree.
     assert found["accuracy"] == pytest.approx(((table["scanner"] == "B") == table["sick"]).mean())
@@ -82,6 +83,20 @@ def test_the_command_finds_the_shortcut(study, capsys):
     html = (study / "out/report.html").read_text()
     assert "<td>scanner</td><td>shortcut</td>" in html and "<td>y: 0, scanner: B</td><td>0.0</td>" in html
     assert html.count("<img ") == 2 and not re.search(r"https?:|<script", re.sub(r"base64,[^\"]*", "", html))
+
+
+def test_a_checkpoint_is_audited_as_it_was_trained(study, capsys):
+    (study / "run/models").mkdir(parents=True)
+    (study / "net.pt").rename(study / "run/models/model.pt")
+    record = {"config": {"image_size": 8, "strides": [2, 2]}, "task_names": ["ill"], "classes": {"y": ["no", "yes"]}}
+    (study / "run/metrics.json").write_text(json.dumps(record))
+    config = json.loads((study / "config.json").read_text()) | {"image_size": 9}
+    (study / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit):
+        main(arguments(study, ckpt="run/models/model.pt"))
+    assert "image_size is 9, but was 8 in the training of" in capsys.readouterr().err
+    # What the label is called is another matter.
+    assert main([*arguments(study, ckpt="run/models/model.pt"), "--", "--image_size", "8"]) == 0
 
 
 def test_a_label_by_rule_and_chosen_columns(study):
