@@ -31,6 +31,7 @@ from monai_mimmx.comparison import (
 from monai_mimmx.comparison.methods import METHODS
 from monai_mimmx.comparison.runner import is_running, read_run
 from monai_mimmx.comparison.tables import recorded_runs
+from monai_mimmx.evaluation.scores import signed_points
 from monai_mimmx.handlers.checkpoints import stored_metrics
 from monai_mimmx.label import serve_label_app
 
@@ -120,7 +121,7 @@ def _audit(options: argparse.Namespace, config_options: Mapping[str, Any]) -> in
     found = audit_classifier(options.config, options.ckpt, options.table, options=config_options, **given)
     print(audit_summary(found))
     for name, values in found["attributes"].items():
-        told = values.get("skipped") or f"gap {round(100 * values['gap']['value'], 1) + 0.0:+.1f} points"
+        told = values.get("skipped") or f"gap {signed_points(values['gap']['value'])} points"
         print(f"{name}: {values['verdict']} ({told})")
     print(f"report: {Path(options.output_dir) / 'report.html'}")
     return 0
