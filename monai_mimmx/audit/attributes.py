@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.special import log_softmax
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
@@ -78,7 +79,7 @@ def audit_attributes(
         "verdict" and "skipped", the reason.
 
     Raises:
-        ValueError: for arrays that do not belong together.
+        ValueError: for arrays that do not belong together, values that are no classes, or that are not finite.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -88,8 +89,23 @@ def audit_attributes(
         >>> found["features"]["value"], found["gap"]["value"], found["verdict"]
         (1.0, 0.0, 'in the features')
     """
-    subjects, labels = np.asarray([str(subject) for subject in subjects]), np.asarray(labels)
+    subjects = np.asarray([str(subject) for subject in subjects])
+    arrays = {"logits": logits, "features": features, "labels": labels, "subjects": subjects, **attributes}
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len({*counts.values()}) > 1:
+        raise ValueError(
+            f"expected logits, features, labels, subjects and attributes of the same images, got rows {counts}"
+        )
+    for name, values in (("logits", logits), ("features", features)):
+        if not (finite := np.isfinite(values)).all():
+            place = np.unravel_index(int(finite.argmin()), values.shape)
+            raise ValueError(f"expected finite {name}, got {values[place]} in row {place[0]}")
     names = {"y": [str(i) for i in range(logits.shape[1])], **(class_names or {})}
+    labels = _class_indices("labels of 0", labels, 0, logits.shape[1])
+    attributes = {
+        name: _class_indices(f"{name!r} of -1 (unknown)", z, -1, len(names[name]) if name in names else None)
+        for name, z in attributes.items()
+    }
     whole = _predictions(logits, labels, np.zeros_like(labels), subjects, 2)
     result: dict[str, Any] = {
         "n": len(labels),
@@ -99,7 +115,6 @@ def audit_attributes(
         "attributes": {},
     }
     for name, z in tqdm(attributes.items(), desc="auditing", unit="column", disable=not progress):
-        z = np.asarray(z)
         classes = names.get(name) or [str(i) for i in range(int(z.max(initial=0)) + 1)]
         kept, rare = _frequent(labels, z, subjects, logits.shape[1], len(classes))
         if len(kept) < 2:
@@ -115,6 +130,17 @@ def audit_attributes(
         word = audit_verdict(found, balanced=balanced, chance=1 / logits.shape[1])
         result["attributes"][name] = {"verdict": word, **found}
     return result
+
+
+def _class_indices(what: str, values: Any, low: int, end: int | None) -> np.ndarray:
+    """Whole numbers from low, below the end where there is one, as integers; whatever their type was."""
+    numbers = pd.to_numeric(pd.Series(np.asarray(values)), errors="coerce").to_numpy(dtype=np.float64)
+    right = (numbers == np.floor(numbers)) & (numbers >= low) & (numbers < (math.inf if end is None else end))
+    if not right.all():
+        row = int(right.argmin())
+        upwards = "on" if end is None else f"to {end - 1}"
+        raise ValueError(f"expected {what} {upwards}, got {np.asarray(values)[row]} in row {row}")
+    return numbers.astype(np.int64)
 
 
 def _frequent(

@@ -79,6 +79,8 @@ def attribute_tasks(
             )
         label = {"name": label, "column": label, "classes": [[value] for value in values]}
     own = parse_tasks([label, {"name": "no attribute", "column": "none", "classes": [[0], [1]]}])[0]
+    if own.name in columns:
+        raise ValueError(f"the label is named {own.name!r}, as a column to audit: give the label another name")
     labelled = frame[classify(frame[own.column], own, path)[0] >= 0]
     tasks: list[Any] = [own]
     left_out: dict[str, str] = {}
@@ -263,9 +265,14 @@ def audit_classifier(
             num_workers=num_workers,
         )
     except RuntimeError as error:
+        cause = str(root_cause(error)).strip()
+        told = f"the network of the config does not run on its preprocessing of the images: {cause}"
+        if any(file in cause for file in frame["image"]):
+            last = cause.splitlines()[-1].removeprefix("RuntimeError: ")  # before it stands the trace of a worker
+            told = f"the preprocessing of the config cannot use an image: {last}"
         raise ValueError(
-            f"the network of the config does not run on its preprocessing of the images: {root_cause(error)}. The "
-            "preprocessing is a dictionary transform of the key 'image' that ends with one image, channels first"
+            f"{told.rstrip('.')}. The preprocessing is a dictionary transform of the key 'image' that ends with one image, "
+            "channels first"
         ) from error
     found = audit_attributes(
         logits,
@@ -286,6 +293,8 @@ def audit_classifier(
 def _write_page(folder: str | os.PathLike[str], found: Mapping[str, Any], *, title: str) -> Path:
     """Write `report.html` and the pictures of an audit; the path of the page."""
     done = {name: values for name, values in found["attributes"].items() if "skipped" not in values}
+    for name in ("gaps", "readings"):  # those of an earlier audit
+        (Path(folder) / f"{name}.png").unlink(missing_ok=True)
     by = "by subject" if found["by_subject"] else "by image, as the table tells no subjects"
     body = section(
         "At a glance",
