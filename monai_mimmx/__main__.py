@@ -14,7 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai.bundle import ConfigParser
+
 from monai_mimmx.audit import audit_classifier
+from monai_mimmx.audit.run import audit_summary
 from monai_mimmx.bundle_folders import bundle_folders, copy_bundle
 from monai_mimmx.comparison import (
     check_runs,
@@ -28,6 +31,8 @@ from monai_mimmx.comparison import (
 from monai_mimmx.comparison.methods import METHODS
 from monai_mimmx.comparison.runner import is_running, read_run
 from monai_mimmx.comparison.tables import recorded_runs
+from monai_mimmx.evaluation.scores import signed_points
+from monai_mimmx.handlers.checkpoints import stored_metrics
 from monai_mimmx.label import serve_label_app
 
 
@@ -114,8 +119,9 @@ def _audit(options: argparse.Namespace, config_options: Mapping[str, Any]) -> in
         except json.JSONDecodeError as error:
             raise ValueError(f"--label {given['label']} is not JSON: {error}") from error
     found = audit_classifier(options.config, options.ckpt, options.table, options=config_options, **given)
+    print(audit_summary(found))
     for name, values in found["attributes"].items():
-        told = values.get("skipped") or f"gap {100 * values['gap']['value']:+.1f} points"
+        told = values.get("skipped") or f"gap {signed_points(values['gap']['value'])} points"
         print(f"{name}: {values['verdict']} ({told})")
     print(f"report: {Path(options.output_dir) / 'report.html'}")
     return 0
@@ -150,12 +156,24 @@ def _bundle_options(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _published(output_dir: str | Path, docs: str | Path | None) -> list[dict[str, Any]]:
-    """The published figures of the bundle that was run, from its docs; none where it has none."""
+    """The published figures of the bundle that was run, from its docs; none where it has none, or where tasks are others."""
     named = [Path(output_dir)] if docs is None else [Path(docs), Path(output_dir)]
     folders = [folder for path in named for folder in (path, path.resolve().parent)]
     folders += [Path(read_run(path).get("bundle", "")) / "docs" for path in recorded_runs(output_dir)[:1]]
     found = [folder / "published.json" for folder in folders if (folder / "published.json").is_file()]
-    return read_published(found[0]) if found else []
+    return read_published(found[0]) if found and _has_own_tasks(found[0].parents[1], output_dir) else []
+
+
+def _has_own_tasks(bundle: Path, output_dir: str | Path) -> bool:
+    """Whether the runs of a comparison, as far as they tell, are of the tasks of the bundle, by names and classes."""
+    config = bundle / "configs" / "train.json"
+    trained = [stored_metrics(path.parent / "models" / "model.pt").get("tasks") for path in recorded_runs(output_dir)]
+    if not config.is_file() or not any(trained):
+        return True
+    parser = ConfigParser()
+    parser.read_config(config)
+    own = [(task.name, task.class_names) for task in parser.get_parsed_content("parsed_tasks")]
+    return all(tasks in (None, own) for tasks in trained)
 
 
 def _write(output_dir: str | Path, docs: str | Path | None = None) -> tuple[str, Path]:

@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from monai_mimmx.handlers.checkpoints import stored_identity, stored_metrics
 from monai_mimmx.handlers.weights import load_model, require_checkpoint
 from monai_mimmx.options import idle_options, known_options, option_problems
 
-__all__ = ["Preflight"]
+__all__ = ["Preflight", "training_differences"]
 
 WORDS = {"true": True, "false": False, "null": None}
 """JSON's words, which the command line of MONAI hands on as texts."""
@@ -136,6 +136,43 @@ class Preflight:
             raise SystemExit(0)
 
 
+def training_differences(
+    checkpoint: str | os.PathLike[str], value: Callable[[str], Any], *, tasks: bool = True
+) -> list[ValueError]:
+    """
+    In what a config differs from the training of a checkpoint, though the weights fit: how images are prepared, the strides
+    of the encoder, and the tasks.
+
+    Args:
+        checkpoint: the trained model. Without its training's `metrics.json` above its folder there is nothing to compare.
+        value: the id of something in the config to what it evaluates to; None where there is none.
+        tasks: compare the names and classes of the tasks too.
+
+    Returns:
+        an error for each difference, which says what to pass.
+
+    Example:
+        >>> training_differences("models/model.pt", {"image_size": 96}.get)
+        []
+    """
+    trained, record = stored_metrics(checkpoint), Path(checkpoint).parent.parent / "metrics.json"
+    if not trained:
+        return []
+    where = f"in the training of {checkpoint}, as {record} tells"
+    problems = []
+    for name, key in AS_TRAINED.items():
+        now, then = value(key), trained["config"].get(name)
+        if now is not None and then is not None and now != then:
+            told = f"{key} is {now!r}, but was {then!r} {where}: pass --{key} '{then}', or the training's overlay"
+            problems.append(ValueError(told))
+    if tasks and (parsed := value("parsed_tasks")) is not None:
+        now, then = [(task.name, task.class_names) for task in parsed], trained["tasks"]
+        if now != then:
+            told = f"the tasks and their classes are {dict(now)}, but were {dict(then)} {where}"
+            problems.append(ValueError(f"{told}: give the same tasks, such as by the training's overlay"))
+    return problems
+
+
 def _is_word(value: Any) -> bool:
     return isinstance(value, str) and value in WORDS
 
@@ -211,6 +248,10 @@ class _Check:
             self._add(error, name)
             return None
 
+    def _sound_value(self, name: str) -> Any:
+        """What an id evaluates to; None where there is none, or what is wrong with it is told already."""
+        return self._value(name) if name in self.parser and name not in self.wrong else None
+
     def _add(self, error: BaseException, name: str) -> BaseException:
         cause = root_cause(error)
         if isinstance(cause, ValueError | OSError):
@@ -274,30 +315,9 @@ class _Check:
         if "dataset_dir" not in self.wrong and (items := self._value("datalist")) is not None:
             self._images([item["image"] for item in items], "preprocessing")
         if self.settings.checkpoint is not None:
-            self._as_trained(self.settings.checkpoint)
+            self.problems += training_differences(self.settings.checkpoint, self._sound_value)
             fits = "network" in self.config and {*self.wrong} <= {*self.shipped}
             self._checkpoint(self._trial_parser({}) if fits else None, self.settings.checkpoint)
-
-    def _as_trained(self, checkpoint: Path) -> None:
-        """Whether images and classes are those of the training, where its records are beside the checkpoint's folder."""
-        if not (metrics := stored_metrics(checkpoint)):
-            return  # there is nothing to compare with
-        record, trained, classes = checkpoint.parent.parent / "metrics.json", metrics["config"], metrics["classes"]
-        for name, key in AS_TRAINED.items():
-            if name not in trained or key not in self.parser or name in self.wrong:
-                continue
-            if (value := self._value(key)) != trained[name]:
-                told = (
-                    f"{key} is {value!r}, but was {trained[name]!r} in the training of {checkpoint}, as {record} tells"
-                )
-                self.problems.append(ValueError(f"{told}: pass --{key} '{trained[name]}', or the training's overlay"))
-        if "parsed_tasks" in self.config and (tasks := self._value("parsed_tasks")) is not None:
-            now = [task.class_names for task in tasks]
-            if now != classes:
-                told = f"the classes of the tasks are {now}, but were {classes} in the training of {checkpoint}"
-                self.problems.append(
-                    ValueError(f"{told}, as {record} tells: give the same tasks, such as by the training's overlay")
-                )
 
     def _table(self, tasks: Any, values: Mapping[str, Any]) -> tuple[dict[str, pd.DataFrame] | None, list[str]]:
         """The subsets, and the distinct images of all rows that could be read."""

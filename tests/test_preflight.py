@@ -216,6 +216,7 @@ def record_of(folder, **changed):
     """A checkpoint where a training leaves it, with the training's records beside."""
     records = {
         "config": {"image_size": 16, "slice_position": 0.5, "spatial_dims": 2, "strides": [2, 2, 1, 1]},
+        "task_names": ["age_group", "sex", "dataset"],
         "classes": {"y": ["< 51", "> 57"], "sex": ["female", "male"], "dataset": ["NAKO", "UKB"]},
     }
     ckpt = folder.parent / "trained" / "models" / "model.pt"
@@ -237,6 +238,10 @@ def test_an_inference_is_held_to_the_images_and_classes_of_the_training(study):
     tells(
         infer(study, ckpt=ckpt, **{"tasks#1#negative": ["f"]}), r"\['f', 'male'\], .*, but were .*\['female', 'male'\]"
     )
+    record = study.parent / "trained/metrics.json"
+    names = ["age_group", "dataset", "sex"]  # as if the classes of both were no and yes
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"task_names": names}))
+    tells(infer(study, ckpt=ckpt), "'sex': .*, 'dataset': .*}, but were .*'dataset': .*, 'sex': .* give the same tasks")
 
 
 def test_transforms_of_a_training_s_overlay_are_not_lost_in_an_inference(study):

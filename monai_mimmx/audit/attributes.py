@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.special import log_softmax
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
@@ -78,7 +79,7 @@ def audit_attributes(
         "verdict" and "skipped", the reason.
 
     Raises:
-        ValueError: for arrays that do not belong together.
+        ValueError: for arrays that do not belong together, values that are no classes, or that are not finite.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -88,8 +89,23 @@ def audit_attributes(
         >>> found["features"]["value"], found["gap"]["value"], found["verdict"]
         (1.0, 0.0, 'in the features')
     """
-    subjects, labels = np.asarray([str(subject) for subject in subjects]), np.asarray(labels)
+    subjects = np.asarray([str(subject) for subject in subjects])
+    arrays = {"logits": logits, "features": features, "labels": labels, "subjects": subjects, **attributes}
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len({*counts.values()}) > 1:
+        raise ValueError(
+            f"expected logits, features, labels, subjects and attributes of the same images, got rows {counts}"
+        )
+    for name, values in (("logits", logits), ("features", features)):
+        if not (finite := np.isfinite(values)).all():
+            place = np.unravel_index(int(finite.argmin()), values.shape)
+            raise ValueError(f"expected finite {name}, got {values[place]} in row {place[0]}")
     names = {"y": [str(i) for i in range(logits.shape[1])], **(class_names or {})}
+    labels = _class_indices("labels of 0", labels, 0, logits.shape[1])
+    attributes = {
+        name: _class_indices(f"{name!r} of -1 (unknown)", z, -1, len(names[name]) if name in names else None)
+        for name, z in attributes.items()
+    }
     whole = _predictions(logits, labels, np.zeros_like(labels), subjects, 2)
     result: dict[str, Any] = {
         "n": len(labels),
@@ -99,7 +115,6 @@ def audit_attributes(
         "attributes": {},
     }
     for name, z in tqdm(attributes.items(), desc="auditing", unit="column", disable=not progress):
-        z = np.asarray(z)
         classes = names.get(name) or [str(i) for i in range(int(z.max(initial=0)) + 1)]
         kept, rare = _frequent(labels, z, subjects, logits.shape[1], len(classes))
         if len(kept) < 2:
@@ -111,8 +126,21 @@ def audit_attributes(
             titles = [names["y"], [classes[i] for i in kept]]
             found = _audit_one(pair, features[rows], name, titles, resamples=resamples, seed=seed)
             found["rare"] = [classes[i] for i in rare]
-        result["attributes"][name] = {"verdict": audit_verdict(found), **found}
+        balanced = result["balanced_accuracy"]
+        word = audit_verdict(found, balanced=balanced, chance=1 / logits.shape[1])
+        result["attributes"][name] = {"verdict": word, **found}
     return result
+
+
+def _class_indices(what: str, values: Any, low: int, end: int | None) -> np.ndarray:
+    """Whole numbers from low, below the end where there is one, as integers; whatever their type was."""
+    numbers = pd.to_numeric(pd.Series(np.asarray(values)), errors="coerce").to_numpy(dtype=np.float64)
+    right = (numbers == np.floor(numbers)) & (numbers >= low) & (numbers < (math.inf if end is None else end))
+    if not right.all():
+        row = int(right.argmin())
+        upwards = "on" if end is None else f"to {end - 1}"
+        raise ValueError(f"expected {what} {upwards}, got {np.asarray(values)[row]} in row {row}")
+    return numbers.astype(np.int64)
 
 
 def _frequent(
@@ -237,18 +265,21 @@ def _cross_fitted(
     return read
 
 
-def audit_verdict(found: Mapping[str, Any]) -> str:
+def audit_verdict(found: Mapping[str, Any], *, balanced: float | None = None, chance: float | None = None) -> str:
     """
     What was found about one attribute, in a few words.
 
     Args:
         found: an entry of "attributes" of `audit_attributes`.
+        balanced: balanced accuracy of the label, and `chance`: that of a constant guess. With both, a network that has no
+            gap only because it guesses is called so.
 
     Returns:
         "shortcut" or "over-corrected (anti-shortcut)" where the gap is more than 5 points and its interval leaves out 0
         (and the training data had the association of these images; where they had the opposite one, the two words change
         places); else "in the predictions" or "in the features" where the interval of what is read there lies above
-        chance; else "no sign of it". "not audited" where it was skipped.
+        chance; else "no sign of it". Where the label is not predicted more than 5 points above chance, "at chance (not
+        learned)", and where the attribute is read. "not audited" where it was skipped.
 
     Example:
         >>> sure = {"value": 0.2, "interval": [0.1, 0.3]}
@@ -258,10 +289,11 @@ def audit_verdict(found: Mapping[str, Any]) -> str:
     if "skipped" in found:
         return "not audited"
     low, high = found["gap"]["interval"]
-    word = verdict(found["gap"]["value"])
-    if word != "balanced" and (low > 0 or high < 0):
+    word = verdict(found["gap"]["value"] if low > 0 or high < 0 else 0.0, balanced=balanced, chance=chance)
+    guessed = word.startswith("at chance")
+    if word != "balanced" and not guessed:
         return word
     for source in ("predictions", "features"):
         if found[source]["interval"][0] > found["chance"]:
-            return f"in the {source}"
-    return "no sign of it"
+            return f"{word}, in the {source}" if guessed else f"in the {source}"
+    return word if guessed else "no sign of it"

@@ -19,10 +19,11 @@ from monai_mimmx.audit.attributes import audit_attributes
 from monai_mimmx.audit.features import extract_features
 from monai_mimmx.data import Task, parse_tasks, read_table
 from monai_mimmx.data.tables import classify, read_columns, value_key
-from monai_mimmx.errors import check_writable, root_cause
+from monai_mimmx.errors import check_writable, raise_problems, root_cause
 from monai_mimmx.files import write_json
 from monai_mimmx.handlers.weights import load_model, require_checkpoint
 from monai_mimmx.options import require_options
+from monai_mimmx.preflight import training_differences
 from monai_mimmx.report.figures import gap_figure, interval_figure, save_figures
 from monai_mimmx.report.page import html_table, picture, section, write_page
 from monai_mimmx.transforms.load_grayscale import quiet_readers
@@ -78,6 +79,8 @@ def attribute_tasks(
             )
         label = {"name": label, "column": label, "classes": [[value] for value in values]}
     own = parse_tasks([label, {"name": "no attribute", "column": "none", "classes": [[0], [1]]}])[0]
+    if own.name in columns:
+        raise ValueError(f"the label is named {own.name!r}, as a column to audit: give the label another name")
     labelled = frame[classify(frame[own.column], own, path)[0] >= 0]
     tasks: list[Any] = [own]
     left_out: dict[str, str] = {}
@@ -189,8 +192,8 @@ def audit_classifier(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: an id or column that is not there, a config that cannot be read, weights that do not fit, or a network
-            that does not run on the images.
+        ValueError: an id or column that is not there, a config that cannot be read or that prepares images otherwise than
+            the checkpoint's training did, weights that do not fit, or a network that does not run on the images.
 
     Example:
         `audit_classifier("my/inference.json", "my/model.pt", "test.csv", label="sick", output_dir="audit")`
@@ -244,6 +247,9 @@ def audit_classifier(
         raise ValueError(
             f"{names[0]!r} of the config is a {type(module).__name__}, no torch.nn.Module: name the network's id"
         )
+    raise_problems(
+        training_differences(ckpt, lambda name: _built(parser, name) if name in parser else None, tasks=False)
+    )
     load_model(module, Path(ckpt), advice="is the config that of its training?")
     with quiet_readers():
         transform = _built(parser, preprocessing)
@@ -259,9 +265,14 @@ def audit_classifier(
             num_workers=num_workers,
         )
     except RuntimeError as error:
+        cause = str(root_cause(error)).strip()
+        told = f"the network of the config does not run on its preprocessing of the images: {cause}"
+        if any(file in cause for file in frame["image"]):
+            last = cause.splitlines()[-1].removeprefix("RuntimeError: ")  # before it stands the trace of a worker
+            told = f"the preprocessing of the config cannot use an image: {last}"
         raise ValueError(
-            f"the network of the config does not run on its preprocessing of the images: {root_cause(error)}. The "
-            "preprocessing is a dictionary transform of the key 'image' that ends with one image, channels first"
+            f"{told.rstrip('.')}. The preprocessing is a dictionary transform of the key 'image' that ends with one image, "
+            "channels first"
         ) from error
     found = audit_attributes(
         logits,
@@ -282,13 +293,15 @@ def audit_classifier(
 def _write_page(folder: str | os.PathLike[str], found: Mapping[str, Any], *, title: str) -> Path:
     """Write `report.html` and the pictures of an audit; the path of the page."""
     done = {name: values for name, values in found["attributes"].items() if "skipped" not in values}
+    for name in ("gaps", "readings"):  # those of an earlier audit
+        (Path(folder) / f"{name}.png").unlink(missing_ok=True)
     by = "by subject" if found["by_subject"] else "by image, as the table tells no subjects"
     body = section(
         "At a glance",
         "Gap: what accuracy is lost, in points, where the association of the attribute with the label is turned round; "
         "above 5 a shortcut, below -5 an over-correction, if the network was trained on data with the association of "
         "these images. Read from predictions and features: what a probe makes of them in images of equal label; chance "
-        f"in brackets. Intervals of 95 %, {by}: of many attributes that are not there, one in twenty or so will seem to be.",
+        f"in brackets. Intervals of 95 %, {by}: of many attributes that are not there, one in ten or so will seem to be.",
     )
     body += html_table(
         [
@@ -354,9 +367,14 @@ def _write_page(folder: str | os.PathLike[str], found: Mapping[str, Any], *, tit
     for heading, rows in told.items():
         if rows:
             body += section(heading, "") + html_table(["what", "why, or how many"], rows.items(), kind="settings")
-    auroc = "" if found["auroc"] is None else f", AUROC {100 * found['auroc']:.1f} %"
-    subtitle = f"{found['label']}: accuracy {100 * found['accuracy']:.1f} %{auroc}, {found['n']} images"
-    return write_page(folder, body, title=title, subtitle=subtitle)
+    return write_page(folder, body, title=title, subtitle=audit_summary(found))
+
+
+def audit_summary(found: Mapping[str, Any]) -> str:
+    """What `audit_classifier` found of the label itself, in one line."""
+    shares = {"accuracy": found["accuracy"], "balanced accuracy": found["balanced_accuracy"], "AUROC": found["auroc"]}
+    told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items() if share is not None)
+    return f"{found['label']}: {told}, {found['n']} images"
 
 
 def _with_interval(estimate: Mapping[str, Any], *, sign: bool = False) -> str:

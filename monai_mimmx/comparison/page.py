@@ -101,7 +101,10 @@ def write_comparison(
             body += section("Training", "") + pictures["courses"]
         body += _single_runs(runs)
     if failed:
-        body += section("Failed runs", "Their last line; log.txt in the run's folder holds all that it printed.")
+        body += section(
+            "Failed runs",
+            "Their last line, or all problems that they told; log.txt in the run's folder holds all that it printed.",
+        )
         body += html_table(["method", "seed", "error"], failed, kind="settings")
     counts = f"{len(own) - len(failed)} runs finished, {len(failed)} failed"
     return write_page(folder, body, title=title, subtitle=counts)

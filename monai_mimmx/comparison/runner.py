@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -373,7 +374,7 @@ def _settings(run: PlannedRun) -> dict[str, Any]:
 
 def failure(status: int, lines: Sequence[str]) -> str:
     """
-    Why a run ended without its figures, in one line.
+    Why a run ended without its figures, in one line: the last that it printed, or all of the problems that it told.
 
     Args:
         status: of its process; -n where signal n killed it.
@@ -383,8 +384,14 @@ def failure(status: int, lines: Sequence[str]) -> str:
         >>> failure(1, ["Traceback", "ValueError: no column 'age'"]), failure(-9, ["training: 14 %"])
         ("ValueError: no column 'age'", 'killed by signal 9 (Killed), after: training: 14 %')
     """
-    last = lines[-1] if lines else "no output"
+    last = " ".join(line.strip() for line in _last_told(lines)) or "no output"
     return last if status >= 0 else f"killed by signal {-status} ({signal.strsignal(-status)}), after: {last}"
+
+
+def _last_told(lines: Sequence[str]) -> Sequence[str]:
+    """The last line, or those from where several `Problems` begin."""
+    begins = [number for number, line in enumerate(lines) if re.fullmatch(r"\d+ problems:", line)]
+    return lines[begins[-1] if begins else -1 :]
 
 
 def _read_failure(run: PlannedRun) -> str:
@@ -467,5 +474,6 @@ def _run(run: PlannedRun, jobs: int, places: list[int], processes: set[subproces
         figures = " ".join(f"{subset} {100 * accuracy[subset]['y']:.1f}" for subset in accuracy)
         return "finished", f"y {figures} % | {seconds:.0f} s"
     lines = (run.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    write_json(run.folder / "error.json", {"status": status, "lines": lines[-20:], "command": list(run.command)})
+    kept = lines[-max(20, len(_last_told(lines))) :]
+    write_json(run.folder / "error.json", {"status": status, "lines": kept, "command": list(run.command)})
     return "failed", f"FAILED with status {status}: {failure(status, lines)} | see {run.folder}/log.txt"

@@ -19,7 +19,7 @@ from scipy import stats
 
 from monai_mimmx.comparison.methods import METHODS
 from monai_mimmx.comparison.runner import failure, read_metrics, read_run
-from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, followed_factors, verdict
+from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, followed_factors, signed_points, verdict
 from monai_mimmx.losses.dependence import WITHOUT_DEPENDENCE
 from monai_mimmx.report.page import markdown_table
 
@@ -309,7 +309,7 @@ def _number(values: Values, *path: str, sign: bool = False) -> str:
     if path not in values:
         return "-"
     mean, half = values[path]
-    text = f"{100 * mean:+.1f}" if sign else f"{100 * mean:.1f}"
+    text = signed_points(mean) if sign else f"{100 * mean:.1f}"
     return text if math.isnan(half) else f"{text} ± {100 * half:.1f}"
 
 
@@ -515,7 +515,7 @@ def _summary(
                 _number(values, "gap_size"),
                 _number(values, "accuracy", "bal", "y"),
                 _number(values, "worst_group", "bal", "accuracy"),
-                "-" if most is None else f"{most} {100 * above[most]:+.1f}",
+                "-" if most is None else f"{most} {signed_points(above[most])}",
                 _lambda(config) if weighs and "lambda_mi" in config else "-",
             ]
         )

@@ -36,16 +36,19 @@ def list_images(
 
     Raises:
         FileNotFoundError: a given image or the folder does not exist, or the folder holds no image.
-        ValueError: neither is given.
+        ValueError: neither is given, or no image.
 
     Example:
-        >>> list_images(images=[])
-        []
+        >>> Path("lung.png").touch()
+        >>> list_images(images="lung.png")
+        [{'image': 'lung.png', 'path': 'lung.png'}]
     """
     if isinstance(images, str | os.PathLike):
         images = [images]
     if images is not None:
         paths = [Path(image) for image in images]
+        if not paths:
+            raise ValueError("images is an empty list: name the images to predict, or a folder by dataset_dir alone.")
         missing = [str(path) for path in paths if not path.exists()]
         if missing:
             raise FileNotFoundError(f"{len(missing)} of {len(paths)} images do not exist, such as {missing[:3]}.")

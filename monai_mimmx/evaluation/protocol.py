@@ -28,6 +28,7 @@ from monai_mimmx.evaluation.probes import probe_matrix
 from monai_mimmx.evaluation.scores import (
     bootstrap_interval,
     cell_name,
+    describe_sets,
     final_scores,
     format_score_table,
     gap_interval,
@@ -254,8 +255,7 @@ class ExperimentEvaluation:
         figures = {
             "accuracy": (
                 accuracy_figure(metrics),
-                "Accuracy of every head on the three test sets: Val has the correlation of the training data, Inv the "
-                "opposite one, Bal none.",
+                f"Accuracy of every head on the test sets: {describe_sets(metrics['accuracy'])}",
             ),
             "probes": (
                 probe_figure(metrics["probes"]),

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -461,6 +461,32 @@ def followed_factors(switched: Mapping[str, float | None], chance: Mapping[str, 
     return followed
 
 
+def signed_points(gap: float) -> str:
+    """
+    A difference of two fractions in points, with its sign.
+
+    Example:
+        >>> signed_points(0.0345), signed_points(-0.0004)
+        ('+3.5', '+0.0')
+    """
+    return f"{round(100 * gap, 1) + 0.0:+.1f}"
+
+
+def describe_sets(subsets: Container[str]) -> str:
+    """
+    What the test sets are, in a sentence.
+
+    Args:
+        subsets: names of those that there are.
+
+    Example:
+        >>> describe_sets(["val", "bal"])
+        'Val has the correlation of the training data, Bal none.'
+    """
+    inverted = "Inv the opposite one, " if "inv" in subsets else ""
+    return f"Val has the correlation of the training data, {inverted}Bal none."
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
@@ -504,7 +530,7 @@ def format_score_table(scores: Mapping[str, Any]) -> str:
             (or `scores["probe"]`, the linear ones alone).
 
     Returns:
-        Text: accuracy in % per task (rows) and subset (columns), the gap Val - Inv and what it means, then the probes.
+        Text: accuracy in % per task (rows) and subset (columns), the gap Val - Inv and what it means (without Inv, Val - Bal), then the probes.
     """
     table = scores["accuracy"]
     subsets = [s for s in SUBSET_TITLES if s in table] + [s for s in table if s not in SUBSET_TITLES]
@@ -512,18 +538,17 @@ def format_score_table(scores: Mapping[str, Any]) -> str:
     names = scores.get("task_names") or keys
     rows = [f"y ({names[0]})" if key == "y" and names[0] != "y" else key for key in keys]
     width = max(len("accuracy %"), *map(len, rows))
-    with_gap = "val" in table and "inv" in table
+    other = next((subset for subset in ("inv", "bal") if subset in table and "val" in table), None)
     lines = [
         f"{'accuracy %':<{width}}"
         + "".join(f"{SUBSET_TITLES.get(s, s):>8}" for s in subsets)
-        + ("   Val - Inv" if with_gap else "")
+        + (f"   Val - {SUBSET_TITLES[other]}" if other else "")
     ]
     for key, row in zip(keys, rows):
         line = f"{row:<{width}}" + "".join(f"{_percent(table[s][key]):>8}" for s in subsets)
-        if with_gap and table["val"][key] is not None and table["inv"][key] is not None:
-            gap = table["val"][key] - table["inv"][key]
-            line += f"{100 * gap:>+12.1f}"
-            if key == "y":
+        if other and table["val"][key] is not None and table[other][key] is not None:
+            line += f"{signed_points(table['val'][key] - table[other][key]):>12}"
+            if key == "y" and other == "inv":
                 line += f"  {verdict_on(scores)}"
         lines.append(line)
     worst = scores.get("worst_group") or {}

@@ -444,10 +444,16 @@ def stored_identity(checkpoint: str | os.PathLike[str]) -> dict[str, Any] | None
 
 
 def stored_metrics(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `metrics.json` above a model's folder tells of its training: its `config` and `classes`; empty where none does."""
+    """
+    What `metrics.json` above a model's folder tells of its training: its `config`, and its `tasks` as pairs of name and
+    class names; empty where none does.
+    """
     try:
         metrics = json.loads((Path(checkpoint).parent.parent / "metrics.json").read_text(encoding="utf-8"))
-        return {"config": dict(metrics["config"]), "classes": [[*names] for names in metrics["classes"].values()]}
+        tasks = [
+            (name, [*names]) for name, names in zip(metrics["task_names"], metrics["classes"].values(), strict=True)
+        ]
+        return {"config": dict(metrics["config"]), "tasks": tasks}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # moved, not yet there, or not of this toolkit
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, cell_name, verdict_on
+from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, cell_name, describe_sets, verdict_on
 from monai_mimmx.files import write_text
-from monai_mimmx.report.html import EXPLAINED, _ends, _percent, _plain_value, _points, _row_name, _subsets
+from monai_mimmx.report.html import EXPLAINED, NOT_INVERTED, _ends, _percent, _plain_value, _points, _row_name, _subsets
 from monai_mimmx.report.page import markdown_table
 
 __all__ = ["final_table", "write_model_card"]
@@ -56,8 +56,8 @@ def _trained_on(metrics: Mapping[str, Any]) -> list[str]:
         + markdown_table(["reason", "rows"], [(reason, count) for reason, count in excluded.items()])
         if excluded
         else "",
-        f"The network learns from train; the epoch is chosen on select{refit}; probes are fitted on probe. Val has the "
-        "correlation of the training data, Inv the opposite one, Bal none.",
+        f"The network learns from train; the epoch is chosen on select{refit}; probes are fitted on probe. "
+        + describe_sets(metrics.get("accuracy") or {}),
     ]
     return [part for part in parts if part]
 
@@ -84,6 +84,8 @@ def _scores(metrics: Mapping[str, Any]) -> list[str]:
         interval = metrics.get("drop_val_inv_interval")
         sure = f" (95 % interval {_ends(interval, _points)})" if interval else ""
         parts.insert(0, f"**{word.capitalize()}**: Val − Inv is {_points(gap)} points{sure}. {EXPLAINED[word]}")
+    elif None not in (pair := [table.get(subset, {}).get("y") for subset in ("val", "bal")]):
+        parts.insert(0, f"**No verdict**: Val − Bal is {_points(pair[0] - pair[1])} points. {NOT_INVERTED}")
     return parts
 
 
@@ -147,10 +149,11 @@ def final_table(metrics: Mapping[str, Any]) -> str:
         metrics: the content of `metrics.json`; what it lacks is left out.
 
     Example:
-        >>> print(final_table({"accuracy": {"val": {"y": 0.9}, "bal": {"y": 0.7}}}))
-        | accuracy (%) | Val | Bal |
-        | --- | ---: | ---: |
-        | y | 90.0 | 70.0 |
+        >>> print(final_table({"accuracy": {"bal": {"y": 0.7, "sex": 0.9}}}))
+        | accuracy (%) | Bal |
+        | --- | ---: |
+        | y | 70.0 |
+        | sex | 90.0 |
     """
     return "\n\n".join([*_scores(metrics), *_probes(metrics)])
 

@@ -83,7 +83,8 @@ def accuracy_figure(scores: Mapping[str, Any], title: str = "") -> Figure:
         values = [table[subset][key] for key in keys]
         heights = [100 * value if value is not None else 0 for value in values]
         at = np.arange(len(keys)) + (i - (len(subsets) - 1) / 2) * width
-        bars = ax.bar(at, heights, width * 0.92, color=COLOURS[i], label=SUBSET_TITLES.get(subset, subset))
+        colour = COLOURS[[*SUBSET_TITLES].index(subset) if subset in SUBSET_TITLES else i]  # Bal's without Inv too
+        bars = ax.bar(at, heights, width * 0.92, color=colour, label=SUBSET_TITLES.get(subset, subset))
         texts = [f"{height:.0f}" if value is not None else "none" for height, value in zip(heights, values)]
         ax.bar_label(bars, texts, fontsize=SMALL, padding=1)
     chance = scores.get("chance", {}).get("bal", {})

@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from monai_mimmx.evaluation.scores import SUBSET_TITLES, verdict_on
+from monai_mimmx.evaluation.scores import SUBSET_TITLES, describe_sets, signed_points, verdict_on
 from monai_mimmx.report.page import html_table, picture, section, write_page
 
 __all__ = ["write_report"]
@@ -40,7 +40,7 @@ def _percent(value: float | None) -> str:
 
 
 def _points(gap: float) -> str:
-    return f"{100 * gap:+.1f}".replace("-", "−")
+    return signed_points(gap).replace("-", "−")
 
 
 def _ends(interval: Sequence[float] | None, form: Callable[[float], str]) -> str:
@@ -82,9 +82,9 @@ def _headline(metrics: Mapping[str, Any]) -> str:
 
 def _score_tables(metrics: Mapping[str, Any]) -> str:
     notes = {
-        "accuracy": "Share of images for which the head of a task predicts its label. Val has the correlation of the "
-        "training data, Inv the opposite one, Bal none. A network that does not use the spurious factors has the same "
-        "accuracy for y on all three; the factors' own heads should stay high, since they are meant to know them. The "
+        "accuracy": "Share of images for which the head of a task predicts its label. "
+        f"{describe_sets(metrics.get('accuracy') or {})} A network that does not use the spurious factors has the same "
+        "accuracy for y on all of them; the factors' own heads should stay high, since they are meant to know them. The "
         "intervals are those of the choice of subjects, by bootstrap.",
         "balanced_accuracy": "The mean of the accuracies within each class, which a frequent class cannot dominate.",
         "auroc": "Area under the ROC curve: how well the head ranks images, whatever the threshold. 50 is chance, 100 "
@@ -176,7 +176,7 @@ def _details(metrics: Mapping[str, Any]) -> str:
         for key in ("method", "seed", "epochs", "selected_epoch", "seconds", "mi", "n", "version", "commit")
         if metrics.get(key) is not None
     }
-    settings = {**facts, **(metrics.get("config") or {})}
+    settings = {**facts, **(metrics.get("config") or {}), **facts}  # the epochs trained, not those of the first part
     if settings:
         note = (
             "mi is the last estimate of the mutual information, in nats; lower means less shared."

@@ -60,6 +60,19 @@ def test_a_leak_that_the_predictions_do_not_use():
     assert audit_verdict(found) == "in the features"
 
 
+def test_a_network_that_does_not_know_the_label_is_told():
+    found = audit(np.zeros_like(Y), Z + 0.1 * noise(1000))["attributes"]["sex"]
+    assert found["gap"]["value"] == pytest.approx(0) and found["verdict"] == "at chance (not learned), in the features"
+    logits = np.stack([0 * Z, Z - 9.0], axis=1)  # constant too, though not in how sure it is
+    found = audit_attributes(logits, noise(1000, 1), Y, {"sex": Z}, range(1000), resamples=50)["attributes"]["sex"]
+    assert found["verdict"] == "at chance (not learned), in the predictions"
+    assert audit(np.zeros_like(Y), np.zeros(1000))["attributes"]["sex"]["verdict"] == "at chance (not learned)"
+    unequal = np.repeat([0, 1], [900, 100])  # of which a constant guess has 90 %
+    z = np.tile([0, 1], 500)
+    found = audit(unequal, np.zeros(1000), y=unequal, z=z)
+    assert found["attributes"]["sex"]["verdict"] == "no sign of it"
+
+
 def test_over_correction():
     contrary = np.where((Y == 1) & (Z == 1), 0, Y)
     found = audit(contrary, noise(1000))["attributes"]["sex"]
@@ -173,6 +186,42 @@ def test_unknown_values_are_left_out_of_their_attribute_only():
 def test_what_cannot_be_audited_is_said(z):
     found = audit(Y, noise(1000), z=z)["attributes"]["sex"]
     assert "fewer than two of its classes have 5 subjects" in found["skipped"] and found["verdict"] == "not audited"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"labels": np.where(np.arange(1000) == 7, np.nan, Y)}, "expected labels of 0 to 1, got nan in row 7"),
+        ({"labels": Y - 1}, "expected labels of 0 to 1, got -1 in row 0"),
+        ({"labels": Y + 0.5}, "expected labels of 0 to 1, got 0.5 in row 0"),
+        ({"labels": np.where(Y, "yes", "0")}, "expected labels of 0 to 1, got yes in row 500"),
+        ({"labels": Y[:9]}, "of the same images, got rows .*'labels': 9, .*'sex': 1000"),
+        ({"features": np.zeros((9, 1))}, "of the same images, got rows .*'features': 9"),
+        ({"subjects": range(9)}, "of the same images, got rows .*'subjects': 9"),
+        ({"attributes": {"sex": Z[:9]}}, "of the same images, got rows .*'sex': 9"),
+        ({"attributes": {"sex": np.where(Z, np.nan, 1)}}, "expected 'sex' of -1 .unknown. to 1, got nan in row 450"),
+        ({"attributes": {"sex": Z + 1}}, "expected 'sex' of -1 .unknown. to 1, got 2 in row 450"),
+        ({"logits": np.full((1000, 2), np.nan)}, "expected finite logits, got nan in row 0"),
+        ({"features": np.full((1000, 2), np.inf)}, "expected finite features, got inf in row 0"),
+    ],
+)
+def test_arrays_that_do_not_belong_together_are_told(changed, message):
+    given = {"logits": np.eye(2)[Y], "features": noise(1000, 1), "labels": Y, "attributes": {"sex": Z}}
+    given |= {"subjects": range(1000), "class_names": {"sex": ["f", "m"]}} | changed
+    with pytest.raises(ValueError, match=message):
+        audit_attributes(**given)
+
+
+def test_whole_numbers_are_classes_whatever_their_type():
+    features = noise(1000)
+    assert audit(Y, features, y=Y, z=Z) == audit_attributes(
+        np.eye(2)[Y] * 4.0,
+        features[:, None],
+        Y.astype(float),
+        {"sex": Z.astype(np.float32)},
+        range(1000),
+        resamples=200,
+    )
 
 
 def test_the_same_seed_gives_the_same_audit():

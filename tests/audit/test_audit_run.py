@@ -69,8 +69,9 @@ def arguments(study, *more, **other):
 
 def test_the_command_finds_the_shortcut(study, capsys):
     assert main(arguments(study)) == 0
-    assert "scanner: shortcut (gap +" in capsys.readouterr().out
+    printed = capsys.readouterr().out
     found = json.loads((study / "out/audit.json").read_text())
+    assert "scanner: shortcut (gap +" in printed and f"sick: accuracy {100 * found['accuracy']:.1f} %" in printed
     table = pd.read_csv(study / "table.csv")
     # The network's prediction is the scanner, so its accuracy is how often the scanner and the label agree.
     assert found["accuracy"] == pytest.approx(((table["scanner"] == "B") == table["sick"]).mean())
@@ -82,6 +83,20 @@ def test_the_command_finds_the_shortcut(study, capsys):
     html = (study / "out/report.html").read_text()
     assert "<td>scanner</td><td>shortcut</td>" in html and "<td>y: 0, scanner: B</td><td>0.0</td>" in html
     assert html.count("<img ") == 2 and not re.search(r"https?:|<script", re.sub(r"base64,[^\"]*", "", html))
+
+
+def test_a_checkpoint_is_audited_as_it_was_trained(study, capsys):
+    (study / "run/models").mkdir(parents=True)
+    (study / "net.pt").rename(study / "run/models/model.pt")
+    record = {"config": {"image_size": 8, "strides": [2, 2]}, "task_names": ["ill"], "classes": {"y": ["no", "yes"]}}
+    (study / "run/metrics.json").write_text(json.dumps(record))
+    config = json.loads((study / "config.json").read_text()) | {"image_size": 9}
+    (study / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit):
+        main(arguments(study, ckpt="run/models/model.pt"))
+    assert "image_size is 9, but was 8 in the training of" in capsys.readouterr().err
+    # What the label is called is another matter.
+    assert main([*arguments(study, ckpt="run/models/model.pt"), "--", "--image_size", "8"]) == 0
 
 
 def test_a_label_by_rule_and_chosen_columns(study):
@@ -114,12 +129,17 @@ def test_options_replace_those_of_the_config(study, capsys):
         (["--network", "model_def"], {}, "the config has no 'model_def'"),
         (["--preprocessing", "transforms"], {}, "the config has no 'transforms'"),
         (["--layer", "9"], {}, "the network has no module '9'; it has 0, 1"),
+        (
+            ["--label", '{"name": "scanner", "column": "age", "negative": "< 45", "positive": "> 55"}'],
+            {},
+            "the label is named 'scanner', as a column to audit: give the label another name",
+        ),
         (["--label", "{"], {}, "--label { is not JSON: Expecting"),
         ([], {"config": "net.json"}, "the config .*net.json.* cannot be read: Expecting value"),
         (
             ["--", "--preprocessing", "$monai.transforms.LoadImage(image_only=True)"],
             {},
-            "does not run on its preprocessing of the images: .*'image'",
+            "preprocessing of the config cannot use an image: .*0.png.* a dictionary transform of the key 'image'",
         ),
         (["--", "--network_def", "$torch.nn.Sequential(torch.nn.Linear(8, 2))"], {"ckpt": "narrow.pt"}, "of shape"),
         (["--", "--network_def", "$1 / 0"], {}, "'network_def' of the config cannot be made: division by zero"),
@@ -189,6 +209,24 @@ def test_columns_without_a_name_are_none(tmp_path):
     (tmp_path / "t.csv").write_text(",y,sex,\n" + "".join(f"{i},{i % 2},{'FM'[i // 2 % 2]},{i}\n" for i in range(80)))
     tasks, left_out = attribute_tasks(tmp_path / "t.csv", "y")
     assert [task.name for task in tasks] == ["y", "sex"] and not left_out
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_an_image_that_cannot_be_read_is_told(study, capsys, workers):
+    (study / "7.png").write_bytes(b"no picture")
+    with pytest.raises(SystemExit):
+        main(arguments(study, "--num_workers", workers))
+    assert re.search("preprocessing of the config cannot use an image: .*/7.png", capsys.readouterr().err)
+
+
+def test_pictures_of_an_earlier_audit_do_not_stay(study, capsys):
+    assert main(arguments(study, "--columns", "scanner")) == 0 and (study / "out/gaps.png").is_file()
+    table = pd.read_csv(study / "table.csv")
+    table["scanner"] = table["sick"].map({0: "A", 1: "B"})  # with the label, so that it cannot be audited
+    table.to_csv(study / "table.csv", index=False)
+    assert main(arguments(study, "--columns", "scanner")) == 0
+    assert "scanner: not audited" in capsys.readouterr().out
+    assert not (study / "out/gaps.png").exists() and not (study / "out/readings.png").exists()
 
 
 def test_one_split_of_the_table(study):

@@ -76,6 +76,7 @@ def test_an_overlay_alone_makes_a_study_finds_its_shortcut_and_predicts(train, w
     assert metrics["n"]["train"] == sum(metrics["cells"]["train"].values())
     assert metrics["drop_val_inv"] > 0.4
     output = Path(metrics["config"]["output_dir"])
+    assert "# Model card: finding\n" in (output / "model_card.md").read_text()
     ConfigWorkflow(
         config_file=[str(ROOT / "pleural_effusion/configs/inference.json"), str(OVERLAY)],
         meta_file=str(ROOT / "pleural_effusion/configs/metadata.json"),
@@ -95,4 +96,5 @@ def test_every_bundle_runs_on_any_table_and_has_no_gap_where_nothing_is_induced(
     assert {*metrics["accuracy"]} == {"val", "bal"} and not {"drop_val_inv", "drop_val_inv_interval"} & {*metrics}
     (page,) = tmp_path.glob("*/report.html")
     text = page.read_text()
+    assert "<title>finding</title>" in text
     assert "No verdict" in text and "Val − Bal (points)" in text and "Val − Inv" not in text

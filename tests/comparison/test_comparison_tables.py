@@ -88,6 +88,11 @@ def test_differences_are_paired_by_seed():
     assert "| mimmx | +0.0 ± 0.0 | +3.0 ± 2.5 | +0.0 ± 0.0 | -3.0 ± 2.5 | +0.0 ± 0.0 |" in format_tables(rows)
 
 
+def test_nothing_is_less_than_nothing():
+    rows = [row("baseline", seed, 0.5) for seed in range(2)] + [row("mimmx", seed, 0.4998) for seed in range(2)]
+    assert "| mimmx | +0.0 ± 0.0 | +0.0 ± 0.0 |" in format_tables(rows) and "-0.0" not in format_tables(rows)
+
+
 def test_differences_need_a_pair():
     assert "Difference" not in format_tables([row("a", 0, 0.5)])
     apart = [row("baseline", 0, 0.5), row("mimmx", 1, 0.8)]

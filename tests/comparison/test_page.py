@@ -174,6 +174,23 @@ def test_a_published_row_without_inv_has_no_gap(tmp_path):
     assert "drop_val_inv" not in read_published(tmp_path / "published.json")[0]
 
 
+@pytest.mark.parametrize(
+    ("tasks", "shown"),
+    [({}, True), ({"name": "ill"}, False), ({"positive": ["severe"]}, False)],
+    ids=["the bundle's", "another name", "other classes"],
+)
+def test_published_figures_stand_beside_runs_of_their_tasks_only(folder, tmp_path, capsys, tasks, shown):
+    sick = {"name": "sick", "column": "sick", "negative": ["no"], "positive": ["yes"]} | tasks
+    sex = {"name": "sex", "column": "sex", "negative": ["F"], "positive": ["M"]}
+    config = {"imports": ["$import monai_mimmx"], "tasks": [sick, sex]}
+    config["parsed_tasks"] = "$monai_mimmx.data.parse_tasks(@tasks)"
+    (tmp_path / "bundle/configs").mkdir()
+    (tmp_path / "bundle/configs/train.json").write_text(json.dumps(config))
+    add_run(folder, "mimmx", 2, 0.9, classes={"y": ["no", "yes"], "sex": ["F", "M"]})
+    assert main(["report", str(folder)]) == 0
+    assert ("mimmx, published" in capsys.readouterr().out) is shown
+
+
 def test_a_method_that_was_trained_under_another_name(folder):
     run = json.loads((folder / "mimmx/seed_0/run.json").read_text())
     for seed in range(2):

@@ -19,6 +19,7 @@ from monai_mimmx.__main__ import main
 from monai_mimmx.comparison import check_runs, collect_rows, execute_runs, method_options, plan_runs, runner
 from monai_mimmx.comparison.methods import METHODS
 from monai_mimmx.data.cohort_folder import available_cpus
+from monai_mimmx.errors import Problems
 from monai_mimmx.files import locked
 
 METRICS = {
@@ -111,6 +112,17 @@ def test_a_failed_cell_is_recorded_and_the_rest_go_on(bundle, monkeypatch):
         "not begun": 0,
     }
     assert (made[1].folder / "metrics.json").stat().st_mtime_ns == stamp
+
+
+def test_all_problems_of_a_failed_cell_are_told(bundle):
+    told = str(Problems([ValueError(f"wrong {number}") for number in range(30)]))
+    (run,) = runs(bundle, "baseline")
+    run = dataclasses.replace(run, command=(sys.executable, "-c", f"raise SystemExit('before\\n' + {told!r})"))
+    lines = []
+    execute_runs([run], progress=False, report=lines.append)
+    assert "FAILED with status 1: 30 problems: 1. wrong 0 2. wrong 1 " in lines[0] and "30. wrong 29 | see" in lines[0]
+    error = json.loads((run.folder / "error.json").read_text())
+    assert runner.failure(error["status"], error["lines"]).startswith("30 problems: 1. wrong 0 2.")
 
 
 def test_a_cell_that_cannot_be_started_is_recorded_too(bundle):

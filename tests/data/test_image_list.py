@@ -29,6 +29,8 @@ def test_folder_is_searched_in_order(tmp_path, caplog):
 def test_errors(tmp_path):
     with pytest.raises(ValueError, match="name the images to predict"):
         list_images()
+    with pytest.raises(ValueError, match="images is an empty list: name the images to predict"):
+        list_images(images=[])
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         list_images(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="no image .* stands below"):

@@ -352,6 +352,12 @@ def test_format_shows_the_numbers_in_their_places():
         ["f_sex", "51.0", "-"],
         ["chance", "50.0", "52.0"],
     ]
+    natural = {name: row for name, row in scores["accuracy"].items() if name != "inv"}
+    assert [line.split() for line in format_score_table({"accuracy": natural}).splitlines()] == [
+        ["accuracy", "%", "Val", "Bal", "Val", "-", "Bal"],
+        ["y", "97.1", "74.4", "+22.7"],
+        ["sex", "97.9", "98.3", "-0.4"],
+    ]
     only_linear = {"accuracy": scores["accuracy"], "probe": scores["probes"]["linear"]}
     text = format_score_table(only_linear)
     assert "linear probe %" in text

@@ -218,6 +218,24 @@ def test_an_image_of_wrong_dimensions_is_told_and_stops_no_other(serve, study):
     assert client.post("/activelearning/rare_cell", json={}).json()["id"].startswith("case")
 
 
+def test_images_are_found_in_capitals_too(serve, study):
+    (study / "case00_y0_z0.png").rename(study / "ü.PNG")
+    (study / "case01_y1_z0.png").rename(study / "b.Png")
+    client = serve(study)
+    assert client.get("/info/").json()["datastore"]["total"] == 24
+    assert infer(client, "ü").status_code == infer(client, "b").status_code == 200
+
+
+def test_images_that_differ_in_their_ending_only_are_told(serve, study):
+    content = (study / "case00_y0_z0.png").read_bytes()
+    client = serve(study)
+    picture = {"file": ("x.jpg", content)}
+    refused(client.put("/datastore/image?image=case00_y0_z0", files=picture), 400, "case00_y0_z0.png is there already")
+    (study / "case00_y0_z0.jpg").write_bytes(content)
+    with pytest.raises(ValueError, match="case00_y0_z0.jpg and case00_y0_z0.png .* would be one image.*: rename"):
+        serve(study)
+
+
 def test_a_volume_for_a_bundle_of_pictures_is_told(serve, study):
     nib.save(
         nib.Nifti1Image(np.random.default_rng(0).random((32, 32, 8), dtype=np.float32), np.eye(4)),
@@ -233,8 +251,14 @@ def test_a_volume_for_a_bundle_of_pictures_is_told(serve, study):
         (lambda name: False, {}, ["2 or more classes of 'age_group' ('< 51', '> 57'), got 0 labels"]),
         (lambda name: "y0" in name, {}, ["got 12 of '< 51' only"]),
         (lambda name: name[:6] in ("case00", "case01"), {}, ["2 or more subjects of each"]),
-        (lambda name: True, {"max_epochs": 0}, ["expected epochs to be a whole number of 1 or more, got 0"]),
+        (lambda name: True, {"max_epochs": 0}, ["epochs must be 1 or more, got 0"]),
         (lambda name: True, {"batch_size": "$__import__('os').abort()"}, ["expected batch_size to be a number"]),
+        (lambda name: True, {"batch_size": 8.5}, ["batch_size, ", "must be a whole number, 2 or more, got 8.5"]),
+        (
+            lambda name: True,
+            {"learning_rate": -1, "lambda_mi": -1},
+            ["learning_rate must be above 0, got -1", "lambda_mi"],
+        ),
         (lambda name: True, {"sampling": "fair"}, ["expected sampling to be bundle, balanced or correlated"]),
         (lambda name: True, {"val_split": 1}, ["expected val_split to lie between 0 and 1, got 1"]),
     ],
@@ -338,6 +362,22 @@ def test_unknown_models_strategies_and_scores_are_told(serve, study):
     refused(client.post("/train/other", json={}), 404, "there is no model 'other'")
     refused(client.post("/activelearning/other", json={}), 404, "there is no strategy 'other', only random, shortcut")
     refused(client.post("/scoring/other", json={}), 404, "there is no method 'other', only predictions")
+
+
+def test_scores_follow_the_options(serve, study, tmp_path):
+    ckpt, score = str(untrained("brain_age", tmp_path / "model.pt")), "/scoring/predictions?run_sync=true"
+    for options, predicted in (({}, 24), ({}, 0), ({"image_size": 40}, 24)):
+        assert serve(study, ckpt=ckpt, options=options).post(score, json={}).json()["predicted"] == predicted
+
+
+def test_a_model_is_served_as_it_was_trained(serve, study, tmp_path):
+    (tmp_path / "run/models").mkdir(parents=True)
+    ckpt = untrained("brain_age", tmp_path / "run/models/model.pt")
+    names = {"y": ["< 51", "> 57"], "site": ["A", "B"], "sex": ["female", "male"]}
+    record = {"config": {"image_size": 40}, "task_names": ["age_group", "site", "sex"], "classes": names}
+    (tmp_path / "run/metrics.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="2 problems:\n.*image_size is 32, but was 40 .*\n.*'site': .* the same tasks"):
+        serve(study, ckpt=str(ckpt))
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,16 @@ def test_every_number_stands_in_the_metrics(tmp_path):
     assert found - {"0", "95"} <= numbers(values)  # a cell without images, and the level of the intervals
 
 
+def test_without_an_inverted_set_none_is_spoken_of(tmp_path):
+    values = whole()
+    assert "Inv the opposite one" in written(tmp_path, values)
+    tables = {name: {"val": table["val"], "bal": table["bal"]} for name, table in values.items() if name == "accuracy"}
+    del values["drop_val_inv"], values["interval"], values["auroc"], values["worst_group"]
+    text = written(tmp_path, values | tables)
+    assert "Val has the correlation of the training data, Bal none." in text and "Inv" not in text
+    assert "**No verdict**: Val − Bal is +32.8 points. Every factor has its natural correlation with y" in text
+
+
 def test_tables_say_what_it_was_trained_on_and_how_each_group_fares(tmp_path):
     lines = written(tmp_path, whole()).splitlines()
     for line in (

@@ -142,6 +142,9 @@ def test_accuracy_bars_have_the_heights_given():
     assert [text.get_text() for text in figure.legends[0].get_texts()].count("chance (Bal)") == 1
     assert sorted(float(lines.get_segments()[0][0, 1]) for lines in ax.collections) == [33, 50, 52]
     assert not axes_of(accuracy_figure({"accuracy": TABLE["accuracy"]}))[0].collections
+    natural = {name: row for name, row in TABLE["accuracy"].items() if name != "inv"}
+    colours = [bars[0].get_facecolor() for bars in axes_of(accuracy_figure({"accuracy": natural}))[0].containers]
+    assert colours == [ax.containers[place][0].get_facecolor() for place in (0, 2)]
 
 
 def test_probe_numbers_stand_in_row_and_column():

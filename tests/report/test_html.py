@@ -97,6 +97,12 @@ def test_numbers_stand_in_their_tables(tmp_path):
         assert row in page.rows, row
 
 
+def test_what_was_done_stands_before_what_was_asked_for(tmp_path):
+    values = metrics() | {"epochs": 8, "config": {"epochs": 6, "refine_epochs": 2}}
+    _, page = written(tmp_path, values)
+    assert ["epochs", "8"] in page.rows and ["refine_epochs", "2"] in page.rows and ["epochs", "6"] not in page.rows
+
+
 @pytest.mark.parametrize(
     ("inv", "word", "colour"),
     [(0.312, "Shortcut", "bad"), (0.96, "Balanced", "good"), (1.0, "Balanced", "good"), (0.5, "Shortcut", "bad")],

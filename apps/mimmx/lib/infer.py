@@ -18,8 +18,9 @@ from monailabel.tasks.infer.basic_infer import BasicInferTask
 from torch import Tensor
 
 from lib.served import ServedBundle
-from monai_mimmx.errors import root_cause
+from monai_mimmx.errors import raise_problems, root_cause
 from monai_mimmx.handlers.weights import load_model
+from monai_mimmx.preflight import training_differences
 
 
 class MIMMXInfer(BasicInferTask):
@@ -32,7 +33,7 @@ class MIMMXInfer(BasicInferTask):
         bundle: what is served.
 
     Raises:
-        ValueError: the checkpoint does not fit the network.
+        ValueError: the checkpoint does not fit the network, or its training had other images or tasks.
     """
 
     def __init__(self, bundle: ServedBundle) -> None:
@@ -46,6 +47,7 @@ class MIMMXInfer(BasicInferTask):
             description=bundle.metadata.get("description", ""),
         )
         if self.is_valid():
+            raise_problems(training_differences(self.get_path(), bundle.value))
             load_model(self.network, Path(self.get_path()))
 
     def is_valid(self) -> bool:

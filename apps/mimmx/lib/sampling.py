@@ -27,8 +27,8 @@ class PredictionScoring(ScoringMethod):
     """
     Note for every image the current checkpoint's logits (`logits`), and for those without a final label how much their
     prediction leans on spurious factors (`shortcut`, see `shortcut_scores`) and how rare their cell is (`rare_cell`, see
-    `rare_cell_scores`). Only images that this checkpoint has not seen go through the network; an image that it cannot
-    use is left out, with the reason noted (`unusable`).
+    `rare_cell_scores`). Only images that this checkpoint has not seen, with the bundle's present options, go through the
+    network; an image that it cannot use is left out, with the reason noted (`unusable`).
 
     Args:
         infer: the network.
@@ -41,7 +41,7 @@ class PredictionScoring(ScoringMethod):
     def __call__(self, request: dict[str, Any], datastore: StudyFolder) -> dict[str, int]:
         """Score, and return the numbers of images: `total`, `predicted` now, `unusable`."""
         self.infer.require_model()
-        checkpoint = os.stat(self.infer.get_path()).st_mtime
+        checkpoint = [os.stat(self.infer.get_path()).st_mtime, self.infer.bundle.digest]
         device = name_to_device(request.get("device"))
         infos = {image: datastore.get_image_info(image) for image in sorted(datastore.list_images())}
         stale = [image for image, info in infos.items() if info.get("checkpoint") != checkpoint]

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,8 @@ class ServedBundle:
         self.root, self.name = root, root.name
         self.options = dict(options or {})
         self.parser = self.parse("inference")
+        config = json.dumps(self.parser.config, sort_keys=True, default=str)
+        self.digest = hashlib.sha256(config.encode()).hexdigest()  # of all that shapes a prediction
         if missing := [key for key in NEEDED if key not in self.parser]:
             raise ValueError(f"{root}: configs/inference.json has no {missing[0]!r}; is it a bundle of monai_mimmx?")
         train = root / "configs" / "train.json"
@@ -85,6 +88,10 @@ class ServedBundle:
     def options_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The options whose id stands in a config."""
         return {key: value for key, value in self.options.items() if key.split("#")[0] in config}
+
+    def value(self, name: str) -> Any:
+        """What an id of the inference evaluates to; None where there is none."""
+        return self.parser.get_parsed_content(name) if name in self.parser else None
 
     def network(self) -> nn.Module:
         """The network, untrained."""

@@ -16,6 +16,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 
 from monai_mimmx.data.image_list import SUFFIXES
 from monai_mimmx.data.tables import Task
+from monai_mimmx.errors import first_three
 from monai_mimmx.label import parse_label
 
 FINAL = DefaultLabelTag.FINAL.value
@@ -42,20 +43,30 @@ def read_label(path: str, tasks: Sequence[Task], image_id: str) -> tuple[list[in
 
 class StudyFolder(LocalDatastore):
     """
-    MONAI Label's folder of images (not of its subfolders) and JSON labels, of all image endings that the plugin reads.
+    MONAI Label's folder of images (not of its subfolders) and JSON labels, of all image endings that the plugin reads. An
+    image's id is its name without the ending.
 
     Args:
         path: the folder.
         tasks: what a final label may state.
         auto_reload: follow changes of the folder.
         read_only: do not take in images that are new in the folder.
+
+    Raises:
+        ValueError: two images differ in their ending only.
     """
 
     def __init__(self, path: str, tasks: Sequence[Task], *, auto_reload: bool, read_only: bool) -> None:
         self.tasks = tasks
-        super().__init__(
-            path, extensions=[f"*{suffix}" for suffix in SUFFIXES], auto_reload=auto_reload, read_only=read_only
-        )
+        # .png, .PNG and .Png: MONAI Label looks at the case of letters.
+        patterns = [f"*{case(suffix)}" for case in (str.lower, str.upper, str.title) for suffix in SUFFIXES]
+        super().__init__(path, extensions=patterns, auto_reload=auto_reload, read_only=read_only)
+        files: dict[str, list[str]] = {}
+        for file in sorted(self._list_files(path, patterns)):
+            files.setdefault(self._to_id(file)[0], []).append(file)
+        if twice := [" and ".join(names) for names in files.values() if len(names) > 1]:
+            told = f"{first_three(twice, '; ')} in {path} would be one image, as its id is the name without the ending"
+            raise ValueError(f"{told}: rename all but one")
 
     def require_image(self, image_id: str) -> None:
         """HTTP 404 for an image that is not in the folder."""
@@ -68,11 +79,18 @@ class StudyFolder(LocalDatastore):
             raise HTTPException(404, f"no image ({', '.join(SUFFIXES)}) stands in {self._datastore_path}")
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Copy an image into the folder; HTTP 400 for a name with a folder, or an ending that is no image's."""
+        """
+        Copy an image into the folder; HTTP 400 for a name with a folder, an ending that is no image's, or another one than
+        the image of that id has.
+        """
         if image_id:
             check_name(image_id, "an image")
         if not image_filename.lower().endswith(SUFFIXES):
             raise HTTPException(400, f"expected an image ({', '.join(SUFFIXES)}), got {Path(image_filename).name!r}")
+        own, ending = self._to_id(os.path.basename(image_filename))
+        there = self.get_image_uri(image_id or own)
+        if there and not there.endswith(ending):
+            raise HTTPException(400, f"{Path(there).name} is there already: give the {ending} image another id")
         return super().add_image(image_id, image_filename, image_info)
 
     def remove_image(self, image_id: str) -> None:

@@ -27,6 +27,7 @@ from monai_mimmx.data import cell_index, subject_partition
 from monai_mimmx.evaluation import collect_predictions, group_accuracies, score_table
 from monai_mimmx.files import write_json
 from monai_mimmx.handlers.weights import load_model
+from monai_mimmx.options import option_problems
 
 logger = logging.getLogger(__name__)
 
@@ -116,13 +117,9 @@ class MIMMXTrain(TrainTask):
         given = {key: _number(request, key) for key in NUMBERS if request.get(key) is not None}
         if request.get("max_epochs") is not None:
             given["epochs"] = _number(request, "max_epochs")
-        for key, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-            if key in given:
-                if given[key] != int(given[key]) or given[key] < least:
-                    raise HTTPException(
-                        400, f"expected {key} to be a whole number of {least} or more, got {given[key]}"
-                    )
-                given[key] = int(given[key])
+        given = {key: int(value) if value == int(value) else value for key, value in given.items()}  # 8.0 is whole
+        if problems := option_problems(**given):
+            raise HTTPException(400, " ".join(map(str, problems)))
         sampling = request.get("sampling", "bundle")
         sampling = sampling[0] if isinstance(sampling, list) else sampling
         if sampling not in ("bundle", "balanced", "correlated"):
