@@ -1,10 +1,17 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Engines of MIMM-X, the preparation of their batches, and the choice of their precision and memory."""
+"""Engines of MIMM-X, the preparation of their batches, the choice of their precision and memory, and their end in a process group."""
 
 from monai_mimmx.engines.memory import reuse_freed_memory
 from monai_mimmx.engines.precision import computes_in_bfloat16
 from monai_mimmx.engines.prepare_batch import PrepareAugmentedBatch
+from monai_mimmx.engines.process_group import leave_process_group
 from monai_mimmx.engines.trainer import MIMMXTrainer
 
-__all__ = ["MIMMXTrainer", "PrepareAugmentedBatch", "computes_in_bfloat16", "reuse_freed_memory"]
+__all__ = [
+    "MIMMXTrainer",
+    "PrepareAugmentedBatch",
+    "computes_in_bfloat16",
+    "leave_process_group",
+    "reuse_freed_memory",
+]
