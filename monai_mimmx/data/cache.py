@@ -688,8 +688,8 @@ def select_subset(data: Mapping[str, CachedImages], name: str, *, as_stored: boo
         data: name to dataset.
         name: of the dataset.
         as_stored: serve the pixels in the type they are stored in: half the bytes of float32, or a quarter, to gather and
-            to move to a GPU. What augments the batch there must convert it, as
-            :class:`~monai_mimmx.transforms.RandBatchAugment` does where it is told a ``dtype``.
+            to move to a GPU. What prepares the batch there must convert them, as
+            :class:`~monai_mimmx.engines.PrepareAugmentedBatch` does where it is told a ``dtype``.
 
     Raises:
         ValueError: an unknown name.

@@ -26,8 +26,6 @@ class RandBatchAffine(RandBatch):
         max_scale: the scale is uniform in [1 - max_scale, 1 + max_scale], for each axis on its own.
         max_shear: largest shear factor to either side.
         seed: of the generator, which lives on the CPU so that a run repeats on any device; ``None``: a random one.
-        dtype: floating-point type of the result, for batches that come as they are stored (see
-            :func:`~monai_mimmx.data.select_subset`); None: that of the batch.
 
     Raises:
         ValueError: for an option out of its range.
@@ -38,13 +36,7 @@ class RandBatchAffine(RandBatch):
     """
 
     def __init__(
-        self,
-        *,
-        max_rotation: float = 0.0,
-        max_scale: float = 0.0,
-        max_shear: float = 0.0,
-        seed: int | None = 0,
-        dtype: torch.dtype | None = None,
+        self, *, max_rotation: float = 0.0, max_scale: float = 0.0, max_shear: float = 0.0, seed: int | None = 0
     ) -> None:
         if max_rotation < 0 or max_shear < 0 or not 0 <= max_scale < 1:
             raise ValueError(
@@ -52,23 +44,21 @@ class RandBatchAffine(RandBatch):
                 f"{max_rotation}, {max_shear} and {max_scale}"
             )
         self.max_rotation, self.max_scale, self.max_shear = math.radians(max_rotation), max_scale, max_shear
-        self.dtype = dtype
         super().__init__(seed)
 
     def __call__(self, batch: Tensor) -> Tensor:
         """
         Args:
-            batch: `(B, C, H, W)`, floating point, or of any type with ``dtype``; not changed.
+            batch: `(B, C, H, W)`, floating point; not changed.
 
         Returns:
-            a new tensor of the same shape and device, and of ``dtype`` or the same type; what comes from outside the image repeats its border.
+            a new tensor of the same shape, dtype and device; what comes from outside the image repeats its border.
 
         Raises:
             ValueError: for another number of axes.
         """
         if batch.ndim != 4:
             raise ValueError(f"expected a batch of 2D images (B, C, H, W), got shape {tuple(batch.shape)}")
-        batch = batch.to(dtype=self.dtype)
         draws = 2 * torch.rand(len(batch), 4, generator=self.generator) - 1
         angle, shear = self.max_rotation * draws[:, 0], self.max_shear * draws[:, 1]
         scale = 1 + self.max_scale * draws[:, 2:]

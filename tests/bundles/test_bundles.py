@@ -422,11 +422,11 @@ def test_two_processes_train_one_model(bundle, trained, folders, tmp_path):
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_training_images_move_as_they_are_stored_and_train_as_float32(bundle, folders, tmp_path):
     parser = workflow(bundle, "train", **options(bundle, folders, tmp_path, sampling="correlated")).parser
-    batch = next(iter(parser.get_parsed_content("train#dataloader")))
-    augment = parser.get_parsed_content("train#prepare_batch").augment
-    assert batch["image"].dtype == torch.float16
-    for part in getattr(augment, "transforms", [augment]):  # the first of them converts, whichever are left out
-        assert part(batch["image"]).dtype == torch.float32
+    batch, prepare = (parser.get_parsed_content(f"train#{name}") for name in ("dataloader", "prepare_batch"))
+    batch = next(iter(batch))
+    assert batch["image"].dtype == torch.float16 and prepare(batch, "cpu")[0].dtype == torch.float32
+    prepare.augment = torch.clone  # an overlay's own, which knows nothing of it
+    assert prepare(batch, "cpu")[0].dtype == torch.float32
 
 
 def test_a_batch_larger_than_one_process_has_images_is_all_of_them(folders, tmp_path, monkeypatch):

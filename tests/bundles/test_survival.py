@@ -175,12 +175,12 @@ def test_nothing_but_train_and_select_is_read_before_the_evaluation(bundle, meth
     if bundle != "brain_age":
         del given["agreement"]
     made = workflow(bundle, "train", **given)
-    names = {id(data): name for name, data in made.parser.get_parsed_content("images").items()}
+    names = {id(data.labels): name for name, data in made.parser.get_parsed_content("images").items()}
 
     def watched(self, rows):
-        read.add(names[id(self)])
-        if not evaluating and names[id(self)] not in ("train", "select"):
-            raise PermissionError(f"{names[id(self)]} is read before the evaluation")
+        read.add(names[id(self.labels)])
+        if not evaluating and names[id(self.labels)] not in ("train", "select"):
+            raise PermissionError(f"{names[id(self.labels)]} is read before the evaluation")
         return get(self, rows)
 
     def note(self, handlers=()):

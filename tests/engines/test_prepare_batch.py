@@ -7,6 +7,7 @@ from monai.engines import SupervisedTrainer
 from torch import nn
 
 from monai_mimmx.engines import PrepareAugmentedBatch
+from monai_mimmx.transforms import RandBatchAugment
 
 
 def test_augments_the_image_only():
@@ -21,6 +22,25 @@ def test_moves_before_it_augments():
     batch = {"image": torch.ones(2, 1), "label": torch.zeros(2)}
     image, label = PrepareAugmentedBatch(lambda image: seen.append(image) or image)(batch, "meta", dtype=torch.float64)
     assert seen[0].device.type == label.device.type == "meta" and image.dtype == torch.float64
+
+
+def test_converts_the_images_after_it_moves_them():
+    seen = []
+    batch = {"image": torch.arange(4, dtype=torch.uint8).view(4, 1), "label": torch.arange(4)}
+    prepare = PrepareAugmentedBatch(lambda image: seen.append(image) or image + 0.5, dtype=torch.float32)
+    image, label = prepare(batch, "cpu")
+    assert seen[0].dtype == torch.float32 and image[:, 0].tolist() == [0.5, 1.5, 2.5, 3.5]
+    assert label.dtype == torch.int64 and batch["image"].dtype == torch.uint8
+
+
+def test_an_augmentation_that_converts_gets_them_as_they_come():
+    batch = {"image": torch.ones(4, 1, 8, 8, dtype=torch.float16), "label": torch.arange(4)}
+    for own in (None, torch.float64):
+        seen = []
+        augment = RandBatchAugment(dtype=own)
+        augment._draw = lambda image, draw=augment._draw, seen=seen: seen.append(image.dtype) or draw(image)
+        image, _ = PrepareAugmentedBatch(augment, dtype=torch.float32)(batch, "cpu")
+        assert (seen, image.dtype) == (([torch.float32], torch.float32) if own is None else ([torch.float16], own))
 
 
 def test_in_monais_trainer():
