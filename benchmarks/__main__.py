@@ -137,7 +137,8 @@ def _epoch(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
             f"Epoch of `brain_age`, {names[row['training']]}",
             f"{_cell(row['times_baseline'])} x baseline"
             + (f" ({_cell(row['passes_alone'])} by the passes of the network alone)" if "passes_alone" in row else "")
-            + f", {_cell(row['images_per_second'])} images/s, {100 * row['share_outside_encoder_and_estimator']:.0f} % outside encoder and estimator"
+            + f", {_cell(row['images_per_second'])} images/s, "
+            f"{100 * row['share_outside_encoder_and_estimator']:.0f} % outside encoder and estimator"
             + (f", {_cell(row['peak_megabytes'])} MB" if "peak_megabytes" in row else ""),
         ]
         for row in groups["epoch"]

@@ -1,6 +1,6 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Engines of MIMM-X, the preparation of their batches, the choice of their precision and memory, and their end in a process group."""
+"""Engines of MIMM-X, their batches, their precision and memory, and how processes of several end."""
 
 from monai_mimmx.engines.memory import reuse_freed_memory
 from monai_mimmx.engines.precision import computes_in_bfloat16

@@ -36,6 +36,7 @@ from monai_mimmx.evaluation.scores import (
 )
 from monai_mimmx.files import write_json
 from monai_mimmx.handlers import read_history
+from monai_mimmx.handlers.checkpoints import subset_digest
 from monai_mimmx.handlers.weights import load_model
 from monai_mimmx.report import (
     accuracy_figure,
@@ -234,10 +235,8 @@ class ExperimentEvaluation:
 
     def _fingerprint(self) -> str:
         """Of the subsets' subjects and labels: equal where two runs had the same."""
-        digest = hashlib.sha256()
-        for name, data in self.data.items():
-            digest.update("\0".join([name, *map(str, data.frame["subject"])]).encode() + data.labels.tobytes())
-        return digest.hexdigest()[:16]
+        digests = {name: subset_digest(data.frame, data.task_names) for name, data in self.data.items()}
+        return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
 
     def _excluded(self) -> dict[str, int]:
         return dict(self.data["train"].frame.attrs.get("excluded", {}))

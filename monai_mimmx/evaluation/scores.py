@@ -530,7 +530,8 @@ def format_score_table(scores: Mapping[str, Any]) -> str:
             (or `scores["probe"]`, the linear ones alone).
 
     Returns:
-        Text: accuracy in % per task (rows) and subset (columns), the gap Val - Inv and what it means (without Inv, Val - Bal), then the probes.
+        Text: accuracy in % per task (rows) and subset (columns), the gap Val - Inv and what it means (without Inv,
+        Val - Bal), then the probes.
     """
     table = scores["accuracy"]
     subsets = [s for s in SUBSET_TITLES if s in table] + [s for s in table if s not in SUBSET_TITLES]

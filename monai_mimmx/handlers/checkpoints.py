@@ -307,7 +307,7 @@ class TrainingIdentity:
         self._state = {
             "settings": json.loads(json.dumps(compared)),
             "tasks": tasks,
-            "subsets": {name: _digest(subsets[name], tasks) for name in ("train", "select") if name in subsets},
+            "subsets": {name: subset_digest(subsets[name], tasks) for name in ("train", "select") if name in subsets},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -340,7 +340,8 @@ class TrainingIdentity:
             )
 
 
-def _digest(frame: pd.DataFrame, task_names: list[str]) -> str:
+def subset_digest(frame: pd.DataFrame, task_names: list[str]) -> str:
+    """Of a subset's subjects and labels, in their order: equal where two trainings had the same."""
     content = hashlib.sha256(frame[task_names].to_numpy(dtype=np.float64).tobytes())
     content.update("\0".join(map(str, frame["subject"])).encode())
     return content.hexdigest()

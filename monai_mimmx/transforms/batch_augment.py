@@ -152,9 +152,8 @@ class _Draws(NamedTuple):
 def _one_by_one(batch: torch.Tensor, draws: _Draws, flip_axis: int, dtype: torch.dtype) -> torch.Tensor:
     """For a processor: one sample at a time stays in its cache, and views cost NumPy the least."""
     out = torch.empty_like(batch, dtype=dtype, memory_format=torch.contiguous_format)
-    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[
-        batch.element_size()
-    ]  # NumPy has no bfloat16
+    # NumPy has no bfloat16.
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[batch.element_size()]
     images = batch.detach().view(bits).numpy()
     # What is to be converted is shifted beside it, in the same place for every sample.
     shifted = out if dtype == batch.dtype else batch.new_empty(batch.shape[1:]).expand_as(batch)

@@ -79,14 +79,19 @@ def results(output):
     return metrics, {name: value.tolist() for name, value in model.items()}
 
 
+def child_environment():
+    """Of a process that runs this checkout, on one thread."""
+    path = os.pathsep.join([str(ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
 def torchrun(bundle, processes, given):
     """A training by torchrun, on one machine; it must end well."""
     configs = [str(ROOT / bundle / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += ["-m", "monai.bundle", "run", "--config_file", str(configs)]
     command += [word for key, value in given.items() for word in (f"--{key}", str(value))]
-    path = os.pathsep.join([str(ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    environment = child_environment()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "FutureWarning" not in done.stderr  # nothing that its user could act on

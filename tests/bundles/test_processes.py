@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Of several processes that train one network, none is left alone when another dies."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import time
 
 import pytest
 import torch
-from runs import ROOT, options
+from runs import ROOT, child_environment, options
 
 
 def free_port():
@@ -28,13 +27,12 @@ def test_a_killed_process_ends_the_other(folders, tmp_path):
     del given["device"]
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(configs)]
     command += [word for key, value in given.items() for word in (f"--{key}", str(value))]
-    path = os.pathsep.join([str(ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    shared |= {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    shared = child_environment() | shared | {"CUDA_VISIBLE_DEVICES": ""}
     processes = []
     with (tmp_path / "errors").open("w") as errors:
         for rank in ("0", "1"):
-            environment = os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}
+            environment = shared | {"RANK": rank, "LOCAL_RANK": rank}
             stderr = errors if rank == "0" else subprocess.DEVNULL
             processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr))
         try:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from deaths import run
 from ignite.engine import Events
-from runs import BUNDLES, ROOT, options, results, train, workflow
+from runs import BUNDLES, ROOT, child_environment, options, results, train, workflow
 
 from monai_mimmx.data import CachedImages, EncodedBatches
 from monai_mimmx.errors import Problems, root_cause
@@ -104,8 +104,7 @@ def test_two_trainings_at_once_in_one_folder_do_not_mix(folders, tmp_path):
     command = [sys.executable, "-m", "monai.bundle", "run"]
     command += ["--config_file", str(ROOT / "brain_age/configs/train.json")]
     command += [word for key, value in given.items() for word in (f"--{key}", str(value))]
-    path = os.pathsep.join([str(ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment = child_environment()
     (tmp_path / "metrics.json").write_text("of an earlier run")
     first = FolderLock(tmp_path)
     first.hold()
@@ -262,8 +261,7 @@ def test_an_interrupt_leaves_no_process_behind(whom, folders, tmp_path):
     command = [sys.executable, "-m", "monai.bundle", "run"]
     command += ["--config_file", str(ROOT / "brain_age/configs/train.json")]
     command += [word for key, value in given.items() for word in (f"--{key}", str(value))]
-    path = os.pathsep.join([str(ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment = child_environment()
     with (tmp_path / "log").open("w") as log:
         main = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
