@@ -4,7 +4,8 @@
 One epoch of `mimmx` against one of `baseline` in the brain bundle: same data, same encoder, and where the time goes.
 
 Three trainings take turns: `baseline`; `mimmx` with its estimator on buffered features, as the bundle does; and `mimmx`
-whose every estimator step encodes a fresh batch, as the method is written. On a GPU the first two are also compiled.
+whose every estimator step encodes a fresh batch, as the method is written. On a GPU `mimmx` also
+trains without the CUDA graph of its estimator steps, and the first two compiled.
 Peak memory is what an epoch adds to a process with the bundle built. `passes alone` is what the network's passes of the
 last form would cost by themselves, one with a backward pass and N_B without, in units of the one with it.
 """
@@ -36,7 +37,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "mimmx": {"method": "mimmx"},
     "mimmx_fresh_batches": {"method": "mimmx", "feature_batches": 0},
 }
-COMPILED = {f"{form}_compiled": FORMS[form] | {"compile": True} for form in ("baseline", "mimmx")}
+ON_GPU = {"mimmx_without_graph": FORMS["mimmx"] | {"cuda_graph": False}} | {
+    f"{form}_compiled": FORMS[form] | {"compile": True} for form in ("baseline", "mimmx")
+}
 """To compile for a processor takes longer than such an epoch."""
 
 
@@ -137,7 +140,7 @@ def measure(quick: bool = False, device: str = "cpu") -> dict[str, list[dict[str
     """All rows; ``quick``: sizes that only show that it runs."""
     scale, repeats, more = (0.02, 1, {"image_size": 32, "batch_size": 16}) if quick else (0.25, 11, {})
     more["device"] = device
-    forms = FORMS if device == "cpu" or quick else FORMS | COMPILED
+    forms = FORMS if device == "cpu" or quick else FORMS | ON_GPU
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         trainers = {form: make_trainer(Path(name), scale, options, **more) for form, options in forms.items()}
         turns = take_turns({form: trainer.run for form, trainer in trainers.items()}, repeats)

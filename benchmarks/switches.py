@@ -20,7 +20,7 @@ from benchmarks.epoch import make_trainer
 from benchmarks.timing import median_ratio, take_turns
 from monai_mimmx.engines import computes_in_bfloat16
 
-NONE: dict[str, Any] = {"amp": False, "channels_last": False, "compile": False}
+NONE: dict[str, Any] = {"amp": False, "channels_last": False, "compile": False, "cuda_graph": False}
 
 
 def switches(device: str) -> dict[str, dict[str, Any]]:
@@ -30,8 +30,8 @@ def switches(device: str) -> dict[str, dict[str, Any]]:
     mixed = {name: {"amp": True, "amp_dtype": name} for name in names + ["float16"] * on_gpu}
     both = {f"{name}, channels_last": given | last for name, given in mixed.items()}
     # To compile for a processor takes longer than such an epoch, and a compiler that may not be there.
-    compiled = {"compile": {"compile": True}} if on_gpu else {}
-    return {"none": {}, **mixed, "channels_last": last, **both, **compiled}
+    others = {name: {name: True} for name in ("compile", "cuda_graph")} if on_gpu else {}
+    return {"none": {}, **mixed, "channels_last": last, **both, **others}
 
 
 def measure(quick: bool = False, device: str = "cpu") -> dict[str, list[dict[str, Any]]]:

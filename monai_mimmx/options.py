@@ -124,6 +124,7 @@ RULES: dict[str, Rule] = {
             "refine_detach_z",
             "amp",
             "compile",
+            "cuda_graph",
             "resume",
             "channels_last",
             "tensorboard",

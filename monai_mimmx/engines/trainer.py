@@ -26,6 +26,7 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from monai_mimmx.engines.cuda_graph import GraphedStep
 from monai_mimmx.options import require_options
 
 __all__ = ["MIMMXTrainer"]
@@ -68,6 +69,11 @@ def _gather(*parts: Tensor) -> tuple[Tensor, ...]:
 def _plain(value: Any) -> Any:
     """Without MONAI's meta data, which every operation would carry on, into the checkpoints too."""
     return value.as_tensor() if isinstance(value, MetaTensor) else value
+
+
+def _all_known(labels: Tensor) -> bool:
+    """Whether no sample misses its primary label; a GPU is waited for."""
+    return bool((labels[:, 0] >= 0).all())
 
 
 def _require_compiler(device: str | torch.device, backend: Any) -> None:
@@ -128,6 +134,9 @@ class MIMMXTrainer(SupervisedTrainer):
         detach_z: only f_y pays for the dependence; otherwise its gradient reaches f_z too.
         attention_temperature: weight of the entropy in the weighter's objective, in nats, above 0.
         max_grad_norm: the network's gradient norm is clipped to this; ``None`` for no clipping.
+        cuda_graph: on a GPU estimator steps are recorded and replayed, with the same result (see
+            :class:`~monai_mimmx.engines.GraphedStep`), where ``dependence.capturable``, as
+            :class:`~monai_mimmx.losses.BlockMutualInformation` is unless it is conditional, and no primary label is missing.
         kwargs: the other arguments of :class:`~monai.engines.SupervisedTrainer`; ``accumulation_steps`` must stay 1. With
             ``compile`` the network and a dependence term with parameters are called compiled; ``trainer.network`` and
             ``trainer.dependence`` stay as they were given, so that what is saved has the same names and evaluation needs
@@ -187,6 +196,7 @@ class MIMMXTrainer(SupervisedTrainer):
         detach_z: bool = True,
         attention_temperature: float = 0.5,
         max_grad_norm: float | None = 1.0,
+        cuda_graph: bool = False,
         **kwargs: Any,
     ) -> None:
         require_options(lambda_mi=lambda_mi, n_b=n_b, lambda_warmup=lambda_warmup, feature_batches=feature_batches)
@@ -254,6 +264,14 @@ class MIMMXTrainer(SupervisedTrainer):
         if self.compile and has_parameters:
             # Its steps are many and small: on a GPU it takes longer to start their operations than to compute them.
             self._called_dependence = torch.compile(dependence, **compile_kwargs)
+        self._graphed = None
+        if (
+            cuda_graph
+            and dependence_optimizer
+            and self.state.device.type == "cuda"
+            and getattr(dependence, "capturable", False)
+        ):
+            self._graphed = GraphedStep(self._ascend, dependence_optimizer)
         # Before handlers that load a checkpoint at the start, whose state counts.
         self.add_event_handler(Events.STARTED, self._load_scaler)
         # An iterator that outlived its epoch could not be restored when a training is resumed.
@@ -324,11 +342,11 @@ class MIMMXTrainer(SupervisedTrainer):
             f_z = f_z * (attention.detach() * attention.shape[1]).unsqueeze(-1)
         return f_y, f_z
 
-    def _terms(self, features: Tensor, attention: Tensor, labels: Tensor, detach_z: bool) -> Tensor:
+    def _terms(self, features: Tensor, attention: Tensor, labels: Tensor, detach_z: bool, all_known: bool) -> Tensor:
         """The dependence terms of the samples whose primary label is known; 0 for fewer than two of them."""
         f_y, f_z = self._blocks(features.float(), attention.float())
-        known = labels[:, 0] >= 0
-        if not bool(known.all()):
+        if not all_known:
+            known = labels[:, 0] >= 0
             f_y, f_z, labels = f_y[known], f_z[known], labels[known]
         if len(labels) < 2:
             return f_y.new_zeros(len(self.term_names))
@@ -360,20 +378,23 @@ class MIMMXTrainer(SupervisedTrainer):
             _, features, attention = self.inferer(inputs, self._called_network, *args, return_features=True, **kwargs)
         return features.float(), attention.float(), labels
 
-    def _drawn(self, features: Tensor, attention: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As many samples as the latest batch has, of those of several batches."""
-        count = len(self._features[-1][2])
-        if count == len(labels):
-            return features, attention, labels
-        chosen = torch.randperm(len(labels), device=labels.device)[:count]
-        return features[chosen], attention[chosen], labels[chosen]
-
-    def _update_estimator(self, index: int, recent: tuple[Tensor, Tensor, Tensor]) -> None:
+    def _update_estimator(self, index: int, recent: tuple[Tensor, Tensor, Tensor], all_known: bool) -> None:
         """The ``index``-th ascent step of the estimator in this iteration, and of the weighter with it."""
-        fresh = _gather(*self._next_fresh()) if self.feature_batches == 0 else None
+        batch: Any = recent
+        count = len(self._features[-1][2])
+        if self.feature_batches == 0:
+            batch = _gather(*self._next_fresh())
+            count, all_known = len(batch[2]), _all_known(batch[2])
+        ascend = self._ascend if self._graphed is None or not all_known else self._graphed
         with self._same_draws(index):
-            features, attention, labels = fresh or self._drawn(*recent)
-            terms = self._terms(features, attention, labels, detach_z=True)
+            ascend(*batch, count=count, all_known=all_known)
+
+    def _ascend(self, features: Tensor, attention: Tensor, labels: Tensor, *, count: int, all_known: bool) -> None:
+        """Train the estimator, and the weighter, on ``count`` of the samples."""
+        if count < len(labels):
+            chosen = torch.randperm(len(labels), device=labels.device)[:count]
+            features, attention, labels = features[chosen], attention[chosen], labels[chosen]
+        terms = self._terms(features, attention, labels, True, all_known)
         objective = terms.sum()
         if self.weighter is not None:
             weights = self._attention(features)
@@ -472,17 +493,18 @@ class MIMMXTrainer(SupervisedTrainer):
         features, attention, labels = _gather(features, attention, labels)
         if self.dependence_optimizer is not None:
             self._features.append((features.detach().float(), attention.detach().float(), labels))
-            recent = tuple(torch.cat(parts) for parts in zip(*self._features, strict=True))
+            recent: Any = tuple(torch.cat(parts) for parts in zip(*self._features, strict=True))
+            all_known = _all_known(recent[2])
             for index in range(self.n_b):
                 self.fire_event(IterationEvents.INNER_ITERATION_STARTED)
-                self._update_estimator(index, recent)  # type: ignore[arg-type]
+                self._update_estimator(index, recent, all_known)
                 self.fire_event(IterationEvents.INNER_ITERATION_COMPLETED)
         trained = [p for p in self.dependence.parameters() if p.requires_grad]  # type: ignore[union-attr]
         for parameter in trained:
             parameter.requires_grad_(False)
         try:
             with self._same_draws(self.n_b):
-                terms = self._terms(features, attention, labels, self.detach_z)
+                terms = self._terms(features, attention, labels, self.detach_z, _all_known(labels))
         finally:
             for parameter in trained:
                 parameter.requires_grad_(True)

@@ -199,9 +199,9 @@ class TestIteration:
         trainer = make_trainer(feature_batches=2, n_b=1, batches=make_batches(4))
         terms = trainer._terms
 
-        def spy(features, attention, labels, detach_z):
+        def spy(features, *others):
             seen.append((features.detach().clone(), features.requires_grad))
-            return terms(features, attention, labels, detach_z)
+            return terms(features, *others)
 
         trainer._terms = spy
         trainer.run()
