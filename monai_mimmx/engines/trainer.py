@@ -136,7 +136,7 @@ class MIMMXTrainer(SupervisedTrainer):
         max_grad_norm: the network's gradient norm is clipped to this; ``None`` for no clipping.
         cuda_graph: on a GPU estimator steps are recorded and replayed, with the same result (see
             :class:`~monai_mimmx.engines.GraphedStep`), where ``dependence.capturable``, as
-            :class:`~monai_mimmx.losses.BlockMutualInformation` is unless it is conditional, and no primary label is missing.
+            :class:`~monai_mimmx.losses.BlockMutualInformation` is, and no primary label is missing.
         kwargs: the other arguments of :class:`~monai.engines.SupervisedTrainer`; ``accumulation_steps`` must stay 1. With
             ``compile`` the network and a dependence term with parameters are called compiled; ``trainer.network`` and
             ``trainer.dependence`` stay as they were given, so that what is saved has the same names and evaluation needs

@@ -47,6 +47,9 @@ class BlockMutualInformation(nn.Module):
         torch.Size([2])
     """
 
+    capturable = True
+    """As a CUDA graph: its operations depend on shapes alone."""
+
     _chosen: Tensor
 
     def __init__(
@@ -66,7 +69,6 @@ class BlockMutualInformation(nn.Module):
             raise ValueError("factors must name at least one spurious factor.")
         self.factors = tuple(factors)
         self.conditional = conditional
-        self.capturable = not conditional  # as a CUDA graph: partners of a class are counted first
         self.groups = tuple((i,) for i in self.factors) if estimator == "per_factor" else (self.factors,)
         self.register_buffer("_chosen", torch.tensor(self.factors), persistent=False)
         # The network standardises its features already.

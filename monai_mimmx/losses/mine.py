@@ -69,15 +69,35 @@ def product_partners(
         offsets = torch.randperm(batch_size - 1, device=device)[:negatives] + 1
         keep = torch.arange(batch_size if batch_size > 1 else 0, device=device)
         return keep, (keep + offsets[:, None]) % batch_size
+    order, partners, paired = _partners_within(condition, negatives)
+    return order[paired], partners[:, paired]
+
+
+def _partners_within(condition: Tensor, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The samples by class `(B,)`, partners of each `(K, B)`, and which have one `(B,)`: to drop the others waits for a GPU."""
     ordered, order = condition.sort(stable=True)
     start = torch.searchsorted(ordered, ordered)
     size = torch.searchsorted(ordered, ordered, right=True) - start
-    paired = (size > 1).nonzero()[:, 0]  # once: a GPU is waited for here
-    start, size = start[paired], size[paired]
-    offsets = torch.randperm(batch_size - 1, device=condition.device)[:negatives]
-    # All sizes are above 1, but compiled code may compute this for places beyond the last, too.
+    offsets = torch.randperm(len(condition) - 1, device=condition.device)[:negatives]
+    place = torch.arange(len(condition), device=condition.device) - start
     shift = 1 + offsets[:, None] % (size - 1).clamp(min=1)
-    return order[paired], order[start + (paired - start + shift) % size]
+    return order, order[start + (place + shift) % size], size > 1
+
+
+def _bound_of_paired(joint: Tensor, product: Tensor, paired: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    The Donsker-Varadhan bound `(blocks,)` of the samples that have partners, 0 for none of them; and their mean of T.
+
+    Args:
+        joint: `(blocks, B)`.
+        product: `(blocks, K, B)`.
+        paired: `(B,)`.
+    """
+    count = paired.sum().clamp(min=1)
+    mean = joint.masked_fill(~paired, 0.0).sum(-1) / count
+    lowest = torch.finfo(product.dtype).min  # whose exponential is 0, and whose gradient is not NaN
+    log_sum = product.masked_fill(~paired, lowest).flatten(1).logsumexp(-1)
+    return (mean - (log_sum - (count * product.shape[1]).to(product.dtype).log())) * paired.any(), mean
 
 
 class _LinearPerBlock(nn.Module):
@@ -208,7 +228,9 @@ class MINELoss(nn.Module):
                 raise ValueError(
                     f"condition must hold {batch} integer class indices, got {condition.dtype} {tuple(condition.shape)}."
                 )
-            if condition.numel() and (int(condition.min()) < 0 or int(condition.max()) >= self.num_classes):
+            # Within a CUDA graph nothing can be told: there its recorder sees to it.
+            recorded = condition.is_cuda and torch.cuda.is_current_stream_capturing()
+            if not recorded and (int(condition.min()) < 0 or int(condition.max()) >= self.num_classes):
                 raise ValueError(
                     f"condition must lie in [0, {self.num_classes - 1}], got values from {int(condition.min())} to "
                     f"{int(condition.max())}; leave out samples without a label."
@@ -238,12 +260,13 @@ class MINELoss(nn.Module):
             x, z = x.to(dtype), z.to(dtype).flatten(1)
             if self.standardize:
                 x, z = (F.batch_norm(within_squares(part, (0,)), None, None, training=True) for part in (x, z))
-            keep, partners = product_partners(x.shape[0], self.negatives, condition=condition, device=x.device)
+            paired = None
+            if condition is None:
+                keep, partners = product_partners(x.shape[0], self.negatives, device=x.device)
+            else:
+                keep, partners, paired = _partners_within(condition, self.negatives)
             hidden_x = self.x_layer(x.expand(blocks, *x.shape))
             hidden_z = self.z_layer(z.unflatten(1, (blocks, self.z_dim)).transpose(0, 1))
-            if keep.numel() == 0:
-                estimates = (hidden_x + hidden_z).sum((1, 2)) * 0.0  # 0, with gradients of 0 for the inputs and for T
-                return estimates if self.num_blocks else estimates[0]
             if self.class_layer is not None:
                 of_class = self.class_layer(condition).unflatten(1, (blocks, -1)).transpose(0, 1)
                 hidden_x = (hidden_x + of_class)[:, keep]
@@ -253,9 +276,13 @@ class MINELoss(nn.Module):
             rows = pairs + torch.arange(0, hidden_z[..., 0].numel(), len(x), device=x.device)[:, None, None]
             hidden = hidden_x[:, None] + F.embedding(rows, hidden_z.flatten(0, 1))
             values = self.layers(hidden.flatten(1, 2)).view(blocks, *pairs.shape)
-            estimates = donsker_varadhan(values[:, 0], values[:, 1:], batch_dims=1)
-            if self.ema_rate and self.training:
-                estimates = self._correct(estimates, values[:, 0].mean(1))
+            joint, product = values[:, 0], values[:, 1:]
+            if paired is None:
+                estimates, mean = donsker_varadhan(joint, product, batch_dims=1), joint.mean(1)
+            else:
+                estimates, mean = _bound_of_paired(joint, product, paired)
+            if self.ema_rate and self.training and (paired is None or bool(paired.any())):
+                estimates = self._correct(estimates, mean)
             return estimates if self.num_blocks else estimates[0]
 
     def _correct(self, estimate: Tensor, joint: Tensor) -> Tensor:

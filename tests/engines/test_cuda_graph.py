@@ -1,11 +1,13 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
+import copy
+
 import pytest
 import torch
 from ignite.engine import Events
 
 from monai_mimmx.engines import GraphedStep, MIMMXTrainer
-from monai_mimmx.losses import BlockMutualInformation, MultiTaskCrossEntropy, make_dependence
+from monai_mimmx.losses import BlockMutualInformation, MultiTaskCrossEntropy
 from monai_mimmx.networks import FourConvEncoder, MIMMXNet
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -52,12 +54,14 @@ def test_is_recorded_after_a_dozen_steps_and_anew_when_something_has_changed():
     assert steps(graphed, size=4, count_of="all") == ANEW
     optimizer.param_groups[0]["lr"] = 0.2
     assert steps(graphed, size=4, count_of="all") == ANEW
-    parameter.data = torch.ones(2)
+    before = parameter.data
+    parameter.data = torch.ones_like(before)
     assert steps(graphed, size=4, count_of="all") == ANEW
     parameter.grad = torch.ones(2)
     optimizer.step()  # has a state now
     assert steps(graphed, size=4, count_of="all") == ANEW
-    optimizer.load_state_dict(optimizer.state_dict())
+    kept = optimizer.state_dict()
+    optimizer.load_state_dict(copy.deepcopy(kept))
     assert steps(graphed, size=4, count_of="all") == ANEW
     parameter.requires_grad_(False)
     assert steps(graphed, size=4, count_of="all") == ANEW
@@ -77,11 +81,6 @@ def test_its_inputs_are_those_of_the_call():
     for value in range(20):
         graphed(torch.full((2,), value))
     assert graphed._inputs[0].tolist() == [19, 19]
-
-
-@pytest.mark.parametrize(("method", "conditional", "expected"), [("mimmx", False, True), ("mimmx", True, False)])
-def test_an_estimator_whose_operations_are_always_the_same_is_capturable(method, conditional, expected):
-    assert make_dependence(method, 4, (2, 2), conditional=conditional).capturable is expected
 
 
 @on_gpu
@@ -108,7 +107,17 @@ def test_a_graph_does_what_its_step_does():
         assert torch.equal(graphed, plain)
 
 
-def train(cuda_graph, *, caw=False, estimator="per_factor", missing=False, schedule=False, negatives=4, **options):
+def train(
+    cuda_graph,
+    *,
+    caw=False,
+    estimator="per_factor",
+    missing=False,
+    schedule=False,
+    negatives=4,
+    conditional=False,
+    **options,
+):
     torch.manual_seed(0)
     labels = torch.randint(2, (8, 24, 3))
     images = torch.randn(8, 24, 1, 32, 32) + labels[..., :1, None, None]
@@ -116,7 +125,9 @@ def train(cuda_graph, *, caw=False, estimator="per_factor", missing=False, sched
         labels[3, 5, 0] = -1
     encoder = FourConvEncoder(2, 1, channels=(8, 8, 8, 8), grid=2)
     network = MIMMXNet(num_classes=(2, 2, 2), feature_dim=4, encoder=encoder, caw=caw).cuda()
-    dependence = BlockMutualInformation(4, factors=(0, 1), estimator=estimator, negatives=negatives).cuda()
+    dependence = BlockMutualInformation(
+        4, factors=(0, 1), estimator=estimator, negatives=negatives, conditional=conditional
+    ).cuda()
     weighter = network.caw if caw == "terms" else None
     trained = [*dependence.parameters(), *(weighter.parameters() if weighter else [])]
     trainer = MIMMXTrainer(
@@ -157,6 +168,8 @@ def train(cuda_graph, *, caw=False, estimator="per_factor", missing=False, sched
         {},
         {"caw": "terms"},
         {"caw": "features", "estimator": "joint"},
+        {"conditional": True},
+        {"conditional": True, "feature_batches": 0, "negatives": 30},
         {"detach_z": False, "negatives": 23},
         {"feature_batches": 0},
         {"missing": True},
@@ -169,7 +182,7 @@ def test_training_with_a_graph_gives_the_same(options, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     plain, graphed = train(False, **options), train(True, **options)
     for value, expected in zip(graphed, plain, strict=True):
-        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5, equal_nan=True)  # an average not used
 
 
 def test_a_processor_records_nothing():

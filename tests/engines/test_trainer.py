@@ -695,7 +695,7 @@ class Blocks(nn.Module):
 def train_blocks(batches, *, wrap, rate=0.0, epochs=1):
     """What a training ends with that uses all product pairs, and the latest batch only, so that nothing is drawn."""
     torch.manual_seed(0)
-    network = Blocks()
+    network = Blocks().double()
     dependence = BlockMutualInformation(4, factors=(0, 1), negatives=99)
     optimizer = torch.optim.SGD(dependence.parameters(), lr=0.1)
     wrapped = nn.parallel.DistributedDataParallel(network) if wrap else network
@@ -729,7 +729,7 @@ def joint_batches(count=1):
     generator = torch.Generator().manual_seed(3)
     batches = []
     for _ in range(count):
-        image = torch.randn(16, 1, 2, 2, generator=generator)
+        image = torch.randn(16, 1, 2, 2, generator=generator, dtype=torch.float64)
         batches.append({"image": image, "label": torch.randint(2, (16, 3), generator=generator)})
     return batches
 
@@ -751,8 +751,11 @@ def steps_in_process_group(rank, folder):
 @pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without torch.distributed")
 def test_two_processes_train_as_one_does_on_the_joint_batch(tmp_path):
     """
-    The gradients of a step agree to 1e-4, and so do weights, estimator and MI after 16 steps with Dynamic Loss Scaling,
+    The gradients of a step agree to 1e-6, and so do weights, estimator and MI after 16 steps with Dynamic Loss Scaling,
     whose factors follow from the losses averaged over the processes.
+
+    In double precision: in single precision a rounding can put a sample beyond a kink of the estimator's network, where its
+    slopes are others.
     """
     torch.multiprocessing.start_processes(steps_in_process_group, (str(tmp_path),), 2, start_method="forkserver")
     for name, options in TRAININGS.items():
@@ -763,7 +766,7 @@ def test_two_processes_train_as_one_does_on_the_joint_batch(tmp_path):
             for key, expected in alone.items():
                 where = f"{key} of process {rank} after the {name}: "
                 torch.testing.assert_close(
-                    together[key], expected, rtol=1e-4, atol=1e-6, msg=lambda told, where=where: where + told
+                    together[key], expected, rtol=1e-6, atol=1e-9, msg=lambda told, where=where: where + told
                 )
 
 
