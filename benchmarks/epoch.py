@@ -4,10 +4,10 @@
 One epoch of `mimmx` against one of `baseline` in the brain bundle: same data, same encoder, and where the time goes.
 
 Three trainings take turns: `baseline`; `mimmx` with its estimator on buffered features, as the bundle does; and `mimmx`
-whose every estimator step encodes a fresh batch, as the method is written. On a GPU `mimmx` also
-trains without the CUDA graph of its estimator steps, and the first two compiled.
-Peak memory is what an epoch adds to a process with the bundle built. `passes alone` is what the network's passes of the
-last form would cost by themselves, one with a backward pass and N_B without, in units of the one with it.
+whose every estimator step encodes a fresh batch, as the method is written. On a GPU `mimmx` also trains without the CUDA
+graph of its estimator steps, and the first two compiled. Peak memory is what an epoch adds to a process with the bundle
+built. `passes alone` is what the network's passes of the form with fresh batches would cost by themselves, one with a
+backward pass and N_B without, in units of the one with it.
 """
 
 from __future__ import annotations

@@ -367,6 +367,7 @@ def test_the_switches_for_speed_reach_the_training(bundle):
     train = json.loads((ROOT / bundle / "configs/train.json").read_text())
     trainer = train["train"]["trainer"]
     assert train["compile"] is False and trainer["compile"] == "@compile" and trainer["amp"] == "@amp"
+    assert all(train[part]["trainer"]["cuda_graph"] == "@cuda_graph" for part in ("train", "refine") if part in train)
     assert "@channels_last" in train["network"]
     several = json.loads((ROOT / bundle / "configs/multi_gpu_train.json").read_text())
     for steps in (train["initialize"], several["initialize"]):

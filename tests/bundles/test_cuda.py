@@ -94,6 +94,7 @@ def plain(folders, tmp_path_factory):
         {"amp": True, "amp_dtype": "bfloat16"},
         {"channels_last": True},
         {"compile": True},
+        {"cuda_graph": False},
         {"amp": True, "channels_last": True, "compile": True},
     ],
     ids=lambda switches: "+".join(map(str, switches)) + str(switches.get("amp_dtype", "")),

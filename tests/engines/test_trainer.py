@@ -751,11 +751,11 @@ def steps_in_process_group(rank, folder):
 @pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without torch.distributed")
 def test_two_processes_train_as_one_does_on_the_joint_batch(tmp_path):
     """
-    The gradients of a step agree to 1e-6, and so do weights, estimator and MI after 16 steps with Dynamic Loss Scaling,
+    The gradients of a step agree to 1e-5, and so do weights, estimator and MI after 16 steps with Dynamic Loss Scaling,
     whose factors follow from the losses averaged over the processes.
 
-    In double precision: in single precision a rounding can put a sample beyond a kink of the estimator's network, where its
-    slopes are others.
+    The network in double precision: in single precision a rounding can put a sample beyond a kink of the estimator's
+    network, where its slopes are others.
     """
     torch.multiprocessing.start_processes(steps_in_process_group, (str(tmp_path),), 2, start_method="forkserver")
     for name, options in TRAININGS.items():
@@ -766,7 +766,7 @@ def test_two_processes_train_as_one_does_on_the_joint_batch(tmp_path):
             for key, expected in alone.items():
                 where = f"{key} of process {rank} after the {name}: "
                 torch.testing.assert_close(
-                    together[key], expected, rtol=1e-6, atol=1e-9, msg=lambda told, where=where: where + told
+                    together[key], expected, rtol=1e-5, atol=1e-7, msg=lambda told, where=where: where + told
                 )
 
 
