@@ -129,6 +129,7 @@ def _epoch(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
         "baseline": "`baseline`",
         "mimmx": "`mimmx`, N_B = 6, buffered features",
         "mimmx_fresh_batches": "`mimmx`, N_B = 6, fresh batches",
+        "mimmx_without_graph": "`mimmx`, N_B = 6, buffered features, without CUDA graph",
         "baseline_compiled": "`baseline`, compiled",
         "mimmx_compiled": "`mimmx`, N_B = 6, buffered features, compiled",
     }

@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # they are no part of the package
 
-from benchmarks import processes
+from benchmarks import epoch, processes
 from benchmarks.__main__ import (
     _SUMMARIES,
     HERE,
@@ -91,6 +91,18 @@ def test_processes_stand_beside_what_the_machine_gives():
     )
     assert "1.5 times as many images a second as one (1.75 times for two that know nothing of each other" in summary
     assert "a batch each, `brain_age` | 1.6 times as many images a second as one (1.8 times" in summary
+
+
+def test_every_form_of_an_epoch_has_a_name_in_the_summary():
+    known = load_results(HERE / "results_gpu.json")
+    row = known["benchmarks"]["epoch"]["epoch"][0]
+    known["benchmarks"] = {"epoch": {"epoch": [row | {"training": form} for form in {**epoch.FORMS, **epoch.ON_GPU}]}}
+    assert format_summary(known).count("Epoch of `brain_age`") == len(epoch.FORMS) + len(epoch.ON_GPU)
+
+
+@pytest.mark.parametrize("stem", ["results", "results_gpu"])
+def test_the_tables_hold_what_is_recorded(stem):
+    assert (HERE / f"{stem}.md").read_text() == format_tables(load_results(HERE / f"{stem}.json"))
 
 
 def test_rows_of_two_machines_are_told_apart():

@@ -31,22 +31,22 @@ class GraphedStep:
         optimizer: of all that ``step`` changes; of PyTorch's that are ``capturable``, such as :class:`torch.optim.Adam`.
 
     Example:
-        >>> from functools import partial
-        >>> from monai_mimmx.losses import MINELoss
         >>> device = "cuda" if torch.cuda.is_available() else "cpu"
-        >>> mi = MINELoss(2, 2).to(device)
-        >>> optimizer = torch.optim.Adam(mi.parameters(), lr=1e-3, fused=True)
-        >>> update = partial(mi.update_estimator, optimizer)
-        >>> if device == "cuda":
-        ...     update = GraphedStep(update, optimizer)
+        >>> weight = torch.nn.Parameter(torch.ones(3, device=device))
+        >>> optimizer = torch.optim.Adam([weight], fused=True)
+        >>> def step(target):
+        ...     (weight.grad,) = torch.autograd.grad((weight - target).square().sum(), [weight])
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        >>> taken = GraphedStep(step, optimizer) if device == "cuda" else step
         >>> for _ in range(20):
-        ...     _ = update(torch.randn(32, 2, device=device), torch.randn(32, 2, device=device))
+        ...     taken(torch.zeros(3, device=device))
 
     Reference:
         PyTorch documentation, CUDA semantics, "CUDA Graphs".
     """
 
-    def __init__(self, step: Callable[..., Any], optimizer: Optimizer) -> None:
+    def __init__(self, step: Callable[..., None], optimizer: Optimizer) -> None:
         self._step, self._optimizer = step, optimizer
         self._graph: Any = None
         self._inputs: tuple[Tensor, ...] = ()

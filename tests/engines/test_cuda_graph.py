@@ -1,14 +1,13 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
 import copy
-from functools import partial
 
 import pytest
 import torch
 from ignite.engine import Events
 
 from monai_mimmx.engines import GraphedStep, MIMMXTrainer
-from monai_mimmx.losses import BlockMutualInformation, MINELoss, MultiTaskCrossEntropy
+from monai_mimmx.losses import BlockMutualInformation, MultiTaskCrossEntropy
 from monai_mimmx.networks import FourConvEncoder, MIMMXNet
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -106,24 +105,6 @@ def test_a_graph_does_what_its_step_does():
     assert taken._graph is not None
     for graphed, plain in zip(found[1], found[0], strict=True):
         assert torch.equal(graphed, plain)
-
-
-@on_gpu
-@pytest.mark.parametrize("ema_rate", [0.0, 0.01])
-def test_an_estimator_of_one_s_own(ema_rate):
-    found = []
-    for graphed in (False, True):
-        torch.manual_seed(0)
-        mi = MINELoss(2, 3, ema_rate=ema_rate).cuda()
-        optimizer = optimizer_of(*mi.parameters())
-        update = partial(mi.update_estimator, optimizer)
-        if graphed:
-            update = GraphedStep(update, optimizer)
-        for _ in range(40):
-            x = torch.randn(30, 2, device="cuda")
-            update(x, torch.cat([x, torch.randn(30, 1, device="cuda")], 1))
-        found.append([value.clone() for value in mi.state_dict().values()])
-    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def train(

@@ -696,7 +696,7 @@ def train_blocks(batches, *, wrap, rate=0.0, epochs=1):
     """What a training ends with that uses all product pairs, and the latest batch only, so that nothing is drawn."""
     torch.manual_seed(0)
     network = Blocks().double()
-    dependence = BlockMutualInformation(4, factors=(0, 1), negatives=99)
+    dependence = BlockMutualInformation(4, factors=(0, 1), negatives=99).double()
     optimizer = torch.optim.SGD(dependence.parameters(), lr=0.1)
     wrapped = nn.parallel.DistributedDataParallel(network) if wrap else network
     trainer = MIMMXTrainer(
@@ -754,8 +754,8 @@ def test_two_processes_train_as_one_does_on_the_joint_batch(tmp_path):
     The gradients of a step agree to 1e-5, and so do weights, estimator and MI after 16 steps with Dynamic Loss Scaling,
     whose factors follow from the losses averaged over the processes.
 
-    The network in double precision: in single precision a rounding can put a sample beyond a kink of the estimator's
-    network, where its slopes are others.
+    In double precision: in single precision a rounding can put a sample beyond a kink of the estimator's network, where
+    its slopes are others.
     """
     torch.multiprocessing.start_processes(steps_in_process_group, (str(tmp_path),), 2, start_method="forkserver")
     for name, options in TRAININGS.items():
