@@ -14,7 +14,7 @@ from typing import Any
 from monai.config import KeysCollection
 from monai.data import PILReader
 from monai.transforms import LoadImage, MapTransform
-from PIL import Image
+from PIL import Image, ImageOps
 
 __all__ = ["LoadGrayscaled"]
 
@@ -23,7 +23,8 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 def _to_gray(picture: Any) -> Any:
-    """A colour, palette or transparent picture in 8 bits; grey ones of any depth stay as they are."""
+    """A picture as viewers turn it, in 8 bits where it has colours, a palette or transparency; grey ones keep their depth."""
+    picture = ImageOps.exif_transpose(picture)
     return picture if picture.mode in ("L", "F") or picture.mode.startswith("I") else picture.convert("L")
 
 
@@ -45,8 +46,9 @@ class LoadGrayscaled(MapTransform):
     """
     Read NIfTI, DICOM, PNG, JPEG and whatever else MONAI's `LoadImage` reads, as `(1, *spatial)` float32.
 
-    Pictures of colour, palette or transparency and RGB DICOM become grey by PIL's luma; 16-bit ones keep their depth. A DICOM
-    image whose PhotometricInterpretation is MONOCHROME1 (white is low) is inverted, so that bone is bright in all.
+    Pictures of colour, palette or transparency and RGB DICOM become grey by PIL's luma; 16-bit ones keep their depth. Pictures
+    are turned as their EXIF data say. A DICOM image whose PhotometricInterpretation is MONOCHROME1 (white is low) is inverted,
+    so that bone is bright in all.
 
     Args:
         keys: of the file paths.

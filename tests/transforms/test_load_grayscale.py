@@ -38,6 +38,14 @@ def test_sixteen_bits_keep_their_depth(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "a.png")[0].numpy().T, values)
 
 
+@pytest.mark.parametrize(("orientation", "turned"), [(1, RAMP), (2, RAMP[:, ::-1]), (6, np.rot90(RAMP, -1))])
+def test_a_picture_is_turned_as_viewers_turn_it(tmp_path, orientation, turned):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(RAMP).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read(tmp_path / "a.png")[0].numpy().T, turned)
+
+
 def test_volumes(tmp_path):
     nib.save(
         nib.Nifti1Image(np.random.default_rng(0).random((4, 5, 6)).astype(np.float32), np.eye(4)), tmp_path / "a.nii.gz"
