@@ -28,7 +28,11 @@ class GraphedStep:
     Args:
         step: called with tensors on a GPU and with options; trains by ``optimizer``. Its operations must depend on
             options and the tensors' shapes alone, and must not wait for the GPU.
-        optimizer: of all that ``step`` changes; of PyTorch's that are ``capturable``, such as :class:`torch.optim.Adam`.
+        optimizer: of all that ``step`` changes, which counts its steps on the GPU: made with ``fused`` or ``capturable``, such
+            as ``torch.optim.Adam(..., fused=True)``.
+
+    Raises:
+        ValueError: an optimizer made otherwise.
 
     Example:
         >>> device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,6 +51,12 @@ class GraphedStep:
     """
 
     def __init__(self, step: Callable[..., None], optimizer: Optimizer) -> None:
+        for group in optimizer.param_groups:
+            if "capturable" not in group or not (group["capturable"] or group.get("fused")):
+                raise ValueError(
+                    "the optimizer of steps that are recorded as a CUDA graph must be of a kind that is capturable, such as "
+                    f"torch.optim.Adam(..., fused=True), and be made with fused=True or capturable=True, got {optimizer}"
+                )
         self._step, self._optimizer = step, optimizer
         self._graph: Any = None
         self._inputs: tuple[Tensor, ...] = ()

@@ -83,6 +83,12 @@ def test_its_inputs_are_those_of_the_call():
     assert graphed._inputs[0].tolist() == [19, 19]
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_an_optimizer_that_counts_its_steps_elsewhere_is_refused(kind):
+    with pytest.raises(ValueError, match=r"must be of a kind that is capturable.*got (SGD|Adam)"):
+        GraphedStep(print, kind([torch.nn.Parameter(torch.ones(2))], lr=0.1))
+
+
 @on_gpu
 def test_a_graph_does_what_its_step_does():
     found = []
