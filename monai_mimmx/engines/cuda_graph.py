@@ -54,8 +54,9 @@ class GraphedStep:
         for group in optimizer.param_groups:
             if "capturable" not in group or not (group["capturable"] or group.get("fused")):
                 raise ValueError(
-                    "the optimizer of steps that are recorded as a CUDA graph must be of a kind that is capturable, such as "
-                    f"torch.optim.Adam(..., fused=True), and be made with fused=True or capturable=True, got {optimizer}"
+                    "the optimizer of steps that are recorded as a CUDA graph must be capturable, such as "
+                    "torch.optim.Adam(..., fused=True); give such a one, or set cuda_graph to False, got "
+                    f"{type(optimizer).__name__}"
                 )
         self._step, self._optimizer = step, optimizer
         self._graph: Any = None
