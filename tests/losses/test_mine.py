@@ -115,6 +115,29 @@ class TestConditional:
         assert bool((x_slope[[2, 5]] == 0).all()) and bool((z_slope[[2, 5]] == 0).all())
         assert bool((x_slope[[0, 1, 3, 4]] != 0).any(1).all())
 
+    @pytest.mark.parametrize("ema_rate", [0.0, 0.1])
+    def test_it_is_the_bound_of_those_that_have_partners(self, ema_rate):
+        torch.manual_seed(0)
+        loss = MINELoss(
+            2, 2, conditional=True, num_classes=4, negatives=3, standardize=False, num_blocks=2, ema_rate=ema_rate
+        ).double()
+        x, z = torch.randn(8, 2, dtype=torch.float64), torch.randn(8, 2, 2, dtype=torch.float64)
+        y = torch.tensor([0, 0, 3, 0, 2, 0, 1, 2])  # classes 1 and 3 have one sample
+        torch.manual_seed(1)
+        value = loss(x, z, y)
+        torch.manual_seed(1)
+        keep, partners = product_partners(8, 3, condition=y)
+        left = loss.x_layer(x.expand(2, 8, 2)) + loss.class_layer(y).view(8, 2, -1).transpose(0, 1)
+        right = loss.z_layer(z.transpose(0, 1))
+        joint = loss.layers(left[:, keep] + right[:, keep])
+        product = torch.stack([loss.layers(left[:, keep] + right[:, others]) for others in partners], 1)
+        torch.testing.assert_close(value, donsker_varadhan(joint, product, batch_dims=1), rtol=1e-12, atol=1e-12)
+
+    def test_no_pair_leaves_the_moving_average(self):
+        loss = MINELoss(2, 2, conditional=True, ema_rate=0.1)
+        assert loss(torch.randn(2, 2), torch.randn(2, 2), torch.tensor([0, 1])).item() == 0
+        assert bool(loss.log_average.isnan().all())
+
     def test_no_pair_at_all(self):
         loss = MINELoss(2, 2, conditional=True)
         x, z, y = torch.randn(2, 2), torch.randn(2, 2), torch.tensor([0, 1])
