@@ -71,6 +71,20 @@ def largest_remainder(total: int, shares: np.ndarray) -> np.ndarray:
     return counts
 
 
+def _evenly(total: int, num_classes: Sequence[int]) -> np.ndarray:
+    """`total` rows over all cells, each within 1 of its share, and so each class of every column."""
+    counts = np.full(tuple(num_classes), total // math.prod(num_classes))
+    left, met = total % counts.size, np.zeros(counts.shape, dtype=bool)
+    # Along a diagonal the classes of all columns take turns.
+    for cell in np.ndindex(counts.shape):
+        while left and not met[cell]:
+            counts[cell] += 1
+            met[cell] = True
+            left -= 1
+            cell = tuple((index + 1) % classes for index, classes in zip(cell, num_classes, strict=True))
+    return counts.ravel()
+
+
 def cell_index(labels: np.ndarray, num_classes: Sequence[int]) -> np.ndarray:
     """Number the cells, i.e. the combinations of (y, z_1..z_N), in row-major order.
 
@@ -147,7 +161,9 @@ class CorrelatedSplit:
     """Draw subsets of a table in which each spurious factor agrees with y as often as asked.
 
     y is uniform over its classes; given y the induced factors are independent, with P(z_i = y) = `agreement` and the
-    other classes sharing the rest. The composition is exact up to rounding (largest remainder, within each class of y).
+    other classes sharing the rest. `inverted` has it the other way round: y's own class is as frequent as each other
+    class is in `correlated`, and those share the rest. The composition is exact up to rounding (largest remainder, within
+    each class of y).
     A factor with agreement "natural" is not looked at in `correlated` and `inverted`: it keeps the distribution that it
     has in the table given y and the induced factors. `balanced` makes all factors, natural ones too, uniform and
     independent of y. Rows that miss a factor (-1) which is being induced are never drawn.
@@ -206,7 +222,7 @@ class CorrelatedSplit:
         return self._draw(labels, "correlated", size)
 
     def inverted(self, labels: np.ndarray, size: int | None = None) -> np.ndarray:
-        """Rows with P(z_i = y) = 1 - agreement_i for induced factors; arguments as in `correlated`."""
+        """Rows with P(z_i = y) = (1 - agreement_i) / (K - 1) for induced factors of K classes; arguments as in `correlated`."""
         return self._draw(labels, "inverted", size)
 
     def balanced(self, labels: np.ndarray, size: int | None = None) -> np.ndarray:
@@ -286,13 +302,15 @@ class CorrelatedSplit:
                     )
                 if num_classes[0] < 2:
                     raise ValueError(f"expected 2 or more classes of {names[0]!r}, got {num_classes[0]}")
-                agree = float(agreement[index - 1])
-                agree = 1.0 - agree if kind == "inverted" else agree
-                table = np.full((num_classes[0],) * 2, (1.0 - agree) / (num_classes[0] - 1))
+                agree, others = float(agreement[index - 1]), num_classes[0] - 1
+                agree = (1.0 - agree) / others if kind == "inverted" else agree
+                table = np.full((num_classes[0],) * 2, (1.0 - agree) / others)
                 np.fill_diagonal(table, agree)
             conditional = (conditional[:, :, None] * table[:, None, :]).reshape(num_classes[0], -1)
 
         def compose(size: int) -> np.ndarray:
+            if kind == "balanced":
+                return _evenly(size, used_classes)
             per_class = largest_remainder(size, np.ones(num_classes[0]))
             parts = [largest_remainder(int(n), row) for n, row in zip(per_class, conditional, strict=True)]
             return np.concatenate(parts)

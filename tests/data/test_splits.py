@@ -76,7 +76,30 @@ def test_three_classes_share_the_rest_evenly():
     counts = counts_of(labels, CorrelatedSplit(0.8).correlated(labels, 300), (3, 3))
     np.testing.assert_array_equal(counts, [[80, 10, 10], [10, 80, 10], [10, 10, 80]])
     inverted = counts_of(labels, CorrelatedSplit(0.8).inverted(labels, 300), (3, 3))
-    np.testing.assert_array_equal(inverted, [[20, 40, 40], [40, 20, 40], [40, 40, 20]])
+    np.testing.assert_array_equal(inverted, [[10, 45, 45], [45, 10, 45], [45, 45, 10]])
+
+
+@pytest.mark.parametrize("agreement", [0.3, 0.4, 0.5, 0.9])
+def test_four_classes_are_inverted_at_any_agreement_above_chance(agreement):
+    labels = np.array([[y, z] for y in range(4) for z in range(4)] * 500)
+    share = {
+        kind: np.mean(
+            [labels[row, 0] == labels[row, 1] for row in getattr(CorrelatedSplit(agreement), kind)(labels, 1200)]
+        )
+        for kind in ("correlated", "inverted")
+    }
+    assert share["correlated"] == pytest.approx(agreement, abs=0.004)
+    assert share["inverted"] == pytest.approx((1 - agreement) / 3, abs=0.004) and share["inverted"] < 0.25
+
+
+@pytest.mark.parametrize(
+    ("classes", "size"), [((3, 3, 4, 2), 100), ((3, 3, 4, 2), 158), ((2, 2, 2, 2), 24), ((2, 5), 9)]
+)
+def test_small_balanced_subsets_have_even_classes(classes, size):
+    labels = np.array(list(np.ndindex(classes)) * 30)
+    rows = CorrelatedSplit("natural", num_classes=classes).balanced(labels, size)
+    for column, number in zip(labels[rows].T, classes, strict=True):
+        assert np.ptp(np.bincount(column, minlength=number)) <= 1
 
 
 @pytest.mark.parametrize("kind", ["correlated", "inverted", "balanced"])
@@ -248,12 +271,13 @@ def test_no_subject_leaks_and_compositions_hold_in_any_table(
         assert np.ptp(np.bincount(labels[:, 0], minlength=classes)) <= 1
         if kind == "balanced":
             assert (labels >= 0).all()
+            assert all(np.ptp(np.bincount(column, minlength=classes)) <= 1 for column in labels.T)
             cells = np.bincount(
                 np.ravel_multi_index(labels.T, (classes,) * len(names)), minlength=classes ** len(names)
             )
-            assert np.ptp(cells) <= 2  # a rest of the rows of y, then a rest of the cells within it
+            assert np.ptp(cells) <= 1
         elif agreement != "natural":
-            share = agreement if kind == "correlated" else 1 - agreement
+            share = agreement if kind == "correlated" else (1 - agreement) / (classes - 1)
             for factor in range(1, 1 + factors):
                 agreeing = int((labels[:, 0] == labels[:, factor]).sum())
                 assert abs(agreeing - share * size) <= classes ** (1 + factors)  # each cell rounds by less than one row
