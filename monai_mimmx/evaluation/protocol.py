@@ -36,7 +36,7 @@ from monai_mimmx.evaluation.scores import (
 )
 from monai_mimmx.files import write_json
 from monai_mimmx.handlers import read_history
-from monai_mimmx.handlers.checkpoints import subset_digest
+from monai_mimmx.handlers.checkpoints import stored_identity, subset_digest
 from monai_mimmx.handlers.weights import load_model
 from monai_mimmx.report import (
     accuracy_figure,
@@ -152,7 +152,8 @@ class ExperimentEvaluation:
             },
             "mi": history[-1].get("mi") if history else None,
             "epochs": history[-1]["epoch"] if history else None,
-            **_selected(history),
+            **_selected(history, self.settings.get("epochs")),
+            **({"trained_on_other_rows": True} if not history and self._trained_elsewhere() else {}),
             "fingerprint": self._fingerprint(),
             "seconds": sum(row["seconds"] for row in history) if history else None,
             "excluded": self._excluded(),
@@ -233,6 +234,14 @@ class ExperimentEvaluation:
         index, count = np.unique(cells[cells >= 0], return_counts=True)
         return {cell_name(self.names, np.unravel_index(i, shape)): int(n) for i, n in zip(index, count, strict=True)}
 
+    def _trained_elsewhere(self) -> bool:
+        """Whether the checkpoint's training is not known to have had the rows that are here."""
+        if self.checkpoint is None:
+            return False
+        stored = ((stored_identity(self.checkpoint) or {}).get("subsets") or {}).get("train")
+        train = self.data["train"]
+        return stored != subset_digest(train.frame, train.task_names)
+
     def _fingerprint(self) -> str:
         """Of the subsets' subjects and labels: equal where two runs had the same."""
         digests = {name: subset_digest(data.frame, data.task_names) for name, data in self.data.items()}
@@ -254,7 +263,7 @@ class ExperimentEvaluation:
         figures = {
             "accuracy": (
                 accuracy_figure(metrics),
-                f"Accuracy of every head on the test sets: {describe_sets(metrics['accuracy'])}",
+                f"Accuracy of every head on the test sets: {describe_sets(metrics)}",
             ),
             "probes": (
                 probe_figure(metrics["probes"]),
@@ -290,12 +299,18 @@ class ExperimentEvaluation:
         return sample_figure(np.stack([upright(data[int(row)]["image"].numpy(), self.origin) for row in first]), titles)
 
 
-def _selected(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The epoch whose weights a saver of the best ones keeps, of equally good ones the last, and lambda then."""
+def _selected(history: Sequence[Mapping[str, Any]], epochs: int | None = None) -> dict[str, Any]:
+    """
+    The epoch whose weights a saver of the best ones keeps, of equally good ones the last, and lambda then.
+
+    Where a second part follows the first, of so many `epochs`, only the encoder keeps them.
+    """
     validated = [row for row in history if row.get("select_robust") is not None]
     if not validated:
         return {}
     chosen = max(reversed(validated), key=lambda row: row["select_robust"])
+    if epochs is not None and history[-1]["epoch"] > epochs:
+        return {"encoder_epoch": chosen["epoch"]}
     return {"selected_epoch": chosen["epoch"]} | ({"selected_lambda": chosen["lambda"]} if "lambda" in chosen else {})
 
 

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from monai_mimmx.data import cell_index
 from monai_mimmx.evaluation.predictions import Predictions
+from monai_mimmx.options import NATURAL
 
 __all__ = [
     "accuracy",
@@ -404,6 +406,7 @@ def verdict(
         >>> verdict(0.43), verdict(-0.2), verdict(0.01), verdict(0.01, followed={"sex": -0.13, "site": 0.14})
         ('shortcut', 'over-corrected (anti-shortcut)', 'balanced', 'hidden shortcut')
     """
+    gap = round(gap, 9)  # 0.9 - 0.85 is a little more than 0.05, and 0.85 - 0.8 a little less
     if gap > FEW_POINTS:
         return "shortcut"
     if gap < -FEW_POINTS:
@@ -423,7 +426,8 @@ def verdict_on(scores: Mapping[str, Any]) -> str | None:
         scores: what :func:`score_table` returns, or the content of `metrics.json`.
 
     Returns:
-        a word of :func:`verdict`; None without accuracies of y on Val and Inv.
+        a word of :func:`verdict`; None without accuracies of y on Val and Inv. A factor counts as followed, or gone against,
+        where the share of Bal is also two standard errors, at most 1 / sqrt(n), away from what chance gives.
     """
     accuracy, chance = scores.get("accuracy") or {}, (scores.get("chance") or {}).get("bal", {})
     val, inv, bal = (accuracy.get(subset, {}).get("y") for subset in ("val", "inv", "bal"))
@@ -431,16 +435,25 @@ def verdict_on(scores: Mapping[str, Any]) -> str | None:
         return None
     gap = scores.get("drop_val_inv", val - inv)
     switched = (scores.get("switched_labels") or {}).get("bal", {}).get("f_y", {})
-    return verdict(gap, balanced=bal, chance=chance.get("y"), followed=followed_factors(switched, chance))
+    followed = followed_factors(switched, chance, scores.get("classes"))
+    # On few images a network whose errors have nothing to do with a factor follows it by chance.
+    noise = 1 / math.sqrt(max((scores.get("n") or {}).get("bal") or math.inf, 1))
+    sure = {name: share for name, share in followed.items() if abs(share) > noise}
+    return verdict(gap, balanced=bal, chance=chance.get("y"), followed=sure)
 
 
-def followed_factors(switched: Mapping[str, float | None], chance: Mapping[str, float | None]) -> dict[str, float]:
+def followed_factors(
+    switched: Mapping[str, float | None],
+    chance: Mapping[str, float | None],
+    classes: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, float]:
     """
     What :func:`verdict` takes of the switched labels.
 
     Args:
         switched: per task, the share of Bal where the prediction of y is the class of that task.
         chance: per task, the accuracy of a constant guess on Bal.
+        classes: per task, its classes. None: their numbers are taken to be equal where the chances are alike.
 
     Returns:
         `switched - chance` of the factors that have as many classes as y; class indices say nothing of the others. Where
@@ -454,7 +467,11 @@ def followed_factors(switched: Mapping[str, float | None], chance: Mapping[str, 
     """
     guess, followed = chance.get("y"), {}
     for name, share in switched.items():
-        if name == "y" or share is None or guess is None or abs((own := chance.get(name) or 0) - guess) >= 0.1:
+        if name == "y" or share is None or guess is None:
+            continue
+        own = chance.get(name) or 0
+        alike = len(classes[name]) == len(classes["y"]) if classes else abs(own - guess) < 0.1
+        if not alike:
             continue
         low, high = sorted((own, 2 * guess - own))
         followed[name] = share - high if share > high else min(share - low, 0.0)
@@ -472,19 +489,34 @@ def signed_points(gap: float) -> str:
     return f"{round(100 * gap, 1) + 0.0:+.1f}"
 
 
-def describe_sets(subsets: Container[str]) -> str:
+def describe_sets(metrics: Mapping[str, Any]) -> str:
     """
-    What the test sets are, in a sentence.
+    What the test sets are, in a sentence or two.
 
     Args:
-        subsets: names of those that there are.
+        metrics: the content of `metrics.json`: `accuracy`, and where present `config`, whose `agreement` tells which factors
+            are turned round in Inv, the names of the tasks in `classes`, and `trained_on_other_rows`.
 
     Example:
-        >>> describe_sets(["val", "bal"])
+        >>> describe_sets({"accuracy": {"val": {}, "bal": {}}})
         'Val has the correlation of the training data, Bal none.'
+        >>> sets = {"val": {}, "inv": {}, "bal": {}}
+        >>> agreement = {"agreement": [0.9, "natural"]}
+        >>> describe_sets({"accuracy": sets, "config": agreement, "classes": {"y": [], "sex": [], "age": []}})
+        'Val has the correlation of the training data, Inv the opposite one of sex and the same of age, Bal none.'
     """
-    inverted = "Inv the opposite one, " if "inv" in subsets else ""
-    return f"Val has the correlation of the training data, {inverted}Bal none."
+    subsets = metrics.get("accuracy") or {}
+    agreement = (metrics.get("config") or {}).get("agreement")
+    factors = [name for name in metrics.get("classes") or {} if name != "y"]
+    inverted = "Inv the opposite one, "
+    if isinstance(agreement, list) and len(agreement) == len(factors) and NATURAL in agreement:
+        turned, kept = (
+            " and ".join(name for name, value in zip(factors, agreement, strict=True) if (value == NATURAL) is natural)
+            for natural in (False, True)
+        )
+        inverted = f"Inv the opposite one of {turned} and the same of {kept}, "
+    data = "train as it is here" if metrics.get("trained_on_other_rows") else "the training data"
+    return f"Val has the correlation of {data}, {inverted if 'inv' in subsets else ''}Bal none."
 
 
 def _percent(value: float | None) -> str:

@@ -476,7 +476,7 @@ def training_settings(checkpoint: str | os.PathLike[str], settings: Mapping[str,
         {'lambda_mi': 1.0, 'device': 'cpu'}
     """
     trained = stored_metrics(checkpoint).get("config", {}) | (stored_identity(checkpoint) or {}).get("settings", {})
-    own = ("amp", "dataset_dir", "device", "output_dir")
+    own = ("agreement", "amp", "dataset_dir", "device", "output_dir")
     return {name: trained.get(name, value) if name not in own else value for name, value in settings.items()}
 
 

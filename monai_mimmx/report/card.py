@@ -18,9 +18,13 @@ from monai_mimmx.report.page import markdown_table
 
 __all__ = ["final_table", "write_model_card"]
 
+SAME_TABLE = (
+    "Measured on images of the same table as the training data, of other subjects. Elsewhere the figures can be others."
+)
+OTHER_ROWS = "Measured on other rows than it was trained on. Where these are of subjects of its training, the figures are too good."
 LIMITS = (
     "Not for clinical use. A bundle's embedded cohort stands in for data: figures on it tell nothing about patients.",
-    "Measured on images of the same table as the training data, of other subjects. Elsewhere the figures can be others.",
+    SAME_TABLE,
     "Only the factors above were looked at. A shortcut through anything else is not seen here.",
     "One training with one seed: another seed gives other figures. The intervals cover the choice of test subjects only.",
 )
@@ -31,15 +35,24 @@ def _counts(metrics: Mapping[str, Any]) -> str:
     cells = metrics.get("cells") or {}
     names = sorted({name for table in cells.values() for name in table})
     rows = [[name, *(table.get(name, 0) for table in cells.values())] for name in names]
-    total = [metrics.get("n", {}).get(subset, "–") for subset in cells]
+    totals = [metrics.get("n", {}).get(subset, "–") for subset in cells]
     titles = [SUBSET_TITLES.get(subset, subset) for subset in cells]
-    return markdown_table(["images", *titles], [["all", *total], *rows]) if cells else ""
+    unknown = [
+        None if total == "–" else total - sum(table.values())
+        for total, table in zip(totals, cells.values(), strict=True)
+    ]
+    if any(unknown):
+        rows.append(["in no group, as a label is missing", *("–" if count is None else count for count in unknown)])
+    return markdown_table(["images", *titles], [["all", *totals], *rows]) if cells else ""
 
 
 def _trained_on(metrics: Mapping[str, Any]) -> list[str]:
     classes = metrics.get("classes") or {}
     excluded = metrics.get("excluded") or {}
     refit = ", and the last layer of y fitted anew there" if metrics.get("method") == "dfr" else ""
+    learnt = f"The network learns from train; the epoch is chosen on select{refit}"
+    if metrics.get("trained_on_other_rows"):
+        learnt = "The network was trained on other rows, of which nothing is told here: train and select are what this table gives"
     parts = [
         markdown_table(
             ["task", "classes"],
@@ -56,8 +69,7 @@ def _trained_on(metrics: Mapping[str, Any]) -> list[str]:
         + markdown_table(["reason", "rows"], [(reason, count) for reason, count in excluded.items()])
         if excluded
         else "",
-        f"The network learns from train; the epoch is chosen on select{refit}; probes are fitted on probe. "
-        + describe_sets(metrics.get("accuracy") or {}),
+        f"{learnt}; probes are fitted on probe. {describe_sets(metrics)}",
     ]
     return [part for part in parts if part]
 
@@ -122,13 +134,14 @@ def _probes(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _limits(metrics: Mapping[str, Any]) -> list[str]:
-    limits = list(LIMITS)
+    elsewhere = metrics.get("trained_on_other_rows")
+    limits = [OTHER_ROWS if limit == SAME_TABLE and elsewhere else limit for limit in LIMITS]
     if agreement := (metrics.get("config") or {}).get("agreement"):
         limits.append(
             f"The classes of y are equally frequent in all sets, and P(factor = y) was set to {_plain_value(agreement)}, by "
             "leaving out rows (of a natural factor none): that is the composition of no clinic."
         )
-    if train := (metrics.get("cells") or {}).get("train"):
+    if (train := (metrics.get("cells") or {}).get("train")) and not elsewhere:
         classes = metrics.get("classes") or {}
         groups = [cell_name(list(classes), cell) for cell in itertools.product(*map(range, map(len, classes.values())))]
         counts = dict.fromkeys(groups if classes else (), 0) | train
@@ -184,6 +197,7 @@ def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any],
         "seed": "",
         "epochs": "",
         "selected_epoch": "",
+        "encoder_epoch": "",
         "seconds": ".0f",
         "mi": ".3f",
         "version": "",
@@ -192,7 +206,9 @@ def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any],
     told = ", ".join(f"{key} {metrics[key]:{form}}" for key, form in formats.items() if metrics.get(key) is not None)
     settings = [(key, f"`{_plain_value(value)}`") for key, value in (metrics.get("config") or {}).items()]
     sections = {
-        "Trained on": _trained_on(metrics) if metrics.get("cells") or metrics.get("table") else [],
+        "Evaluated on" if metrics.get("trained_on_other_rows") else "Trained on": _trained_on(metrics)
+        if metrics.get("cells") or metrics.get("table")
+        else [],
         "Figures": _scores(metrics),
         "Probes": _probes(metrics),
         "Limits": _limits(metrics),

@@ -24,7 +24,7 @@ EXPLAINED = {
     "point the other way. This is a failure too; a smaller lambda, or balanced sampling, helps.",
     "hidden shortcut": "Val and Inv are alike, yet on balanced data the prediction of y follows a factor, or goes against it (see the "
     "switched labels): either factors that cancel out, or one that is not turned round in Inv.",
-    "balanced": "The network does equally well where the spurious factors point the other way.",
+    "balanced": "The network does equally well where the spurious factors that Inv turns round point the other way.",
     "at chance (not learned)": "There is no gap, but only because the network guesses: it did not learn the task.",
 }
 
@@ -83,7 +83,7 @@ def _headline(metrics: Mapping[str, Any]) -> str:
 def _score_tables(metrics: Mapping[str, Any]) -> str:
     notes = {
         "accuracy": "Share of images for which the head of a task predicts its label. "
-        f"{describe_sets(metrics.get('accuracy') or {})} A network that does not use the spurious factors has the same "
+        f"{describe_sets(metrics)} A network that does not use the spurious factors has the same "
         "accuracy for y on all of them; the factors' own heads should stay high, since they are meant to know them. The "
         "intervals are those of the choice of subjects, by bootstrap.",
         "balanced_accuracy": "The mean of the accuracies within each class, which a frequent class cannot dominate.",
@@ -173,7 +173,18 @@ def _details(metrics: Mapping[str, Any]) -> str:
     html = ""
     facts = {
         key: metrics[key]
-        for key in ("method", "seed", "epochs", "selected_epoch", "seconds", "mi", "n", "version", "commit")
+        for key in (
+            "method",
+            "seed",
+            "epochs",
+            "selected_epoch",
+            "encoder_epoch",
+            "seconds",
+            "mi",
+            "n",
+            "version",
+            "commit",
+        )
         if metrics.get(key) is not None
     }
     settings = {**facts, **(metrics.get("config") or {}), **facts}  # the epochs trained, not those of the first part
