@@ -173,6 +173,8 @@ def test_evaluate_keeps_the_subjects_of_the_training_apart(trained, folders, tmp
     assert (tmp_path / "copy/metrics.json").read_bytes() == before
     workflow("brain_age", "train", "evaluate", **options("brain_age", folders, tmp_path / "other", **more)).run()
     assert "where it has subjects of that training, their figures are too good" in caplog.text
+    assert json.loads((tmp_path / "other/metrics.json").read_text())["trained_on_other_rows"] is True
+    assert "## Evaluated on" in (tmp_path / "other/model_card.md").read_text(encoding="utf-8")
 
 
 def test_evaluate_leaves_the_records_of_another_training_alone(trained, folders, tmp_path):
@@ -188,7 +190,8 @@ def test_evaluate_takes_another_checkpoint(trained, folders, tmp_path):
     output, metrics = trained("brain_age")
     more = options("brain_age", folders, tmp_path, ckpt=str(output / "models/model.pt"))
     workflow("brain_age", "train", "evaluate", **more).run()
-    assert json.loads((tmp_path / "metrics.json").read_text())["accuracy"] == metrics["accuracy"]
+    again = json.loads((tmp_path / "metrics.json").read_text())
+    assert again["accuracy"] == metrics["accuracy"] and "trained_on_other_rows" not in again | metrics
 
 
 def test_resume_goes_on_where_the_training_stopped(trained, folders, tmp_path):

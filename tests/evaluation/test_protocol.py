@@ -55,4 +55,7 @@ def test_the_selected_epoch_is_the_best_and_of_equals_the_last():
     history = [{"epoch": epoch, "select_robust": value, "lambda": epoch / 10} for epoch, value in robust.items()]
     assert protocol._selected(history) == {"selected_epoch": 4, "selected_lambda": 0.4}
     assert protocol._selected([{"epoch": 1, "select_robust": 0.5}]) == {"selected_epoch": 1}  # without a term
+    second = [*history, {"epoch": 6, "lambda": 1.0}, {"epoch": 7, "lambda": 1.0}]
+    assert protocol._selected(second, 5) == {"encoder_epoch": 4}  # the rest was trained to the end
+    assert protocol._selected(second, 9) == {"selected_epoch": 4, "selected_lambda": 0.4}
     assert protocol._selected([{"epoch": 1}]) == protocol._selected([]) == {}

@@ -289,6 +289,37 @@ def test_verdict_turns_at_five_points(gap, expected):
     assert verdict(gap, balanced=0.9, chance=0.5) == expected
 
 
+@pytest.mark.parametrize(("val", "inv"), [(0.9, 0.85), (0.85, 0.8), (0.75, 0.7), (0.7, 0.65)])
+def test_five_points_are_five_points(val, inv):
+    assert verdict(val - inv) == verdict(inv - val) == "balanced"
+
+
+def test_a_factor_of_other_classes_is_not_followed():
+    switched, chance = {"y": 0.6, "coil": 0.1}, {"y": 1 / 3, "coil": 0.25}
+    assert followed_factors(switched, chance, {"y": ["a", "b", "c"], "coil": ["1", "2", "3", "4"]}) == {}
+    # As many, though one of them is frequent: what a constant prediction gives does not count.
+    classes = {"y": ["a", "b"], "sex": ["f", "m"]}
+    found = followed_factors({"y": 0.9, "sex": 0.75}, {"y": 0.5, "sex": 0.62}, classes)
+    assert found == {"sex": pytest.approx(0.13)}
+
+
+def test_on_few_images_chance_is_no_hidden_shortcut():
+    def scores(n):
+        accuracy = dict.fromkeys(("val", "inv", "bal"), {"y": 0.75})
+        chance, switched = {"bal": {"y": 0.5, "sex": 0.5}}, {"bal": {"f_y": {"y": 0.75, "sex": 0.56}}}
+        return {"accuracy": accuracy, "chance": chance, "switched_labels": switched, "n": {"bal": n}}
+
+    assert verdict_on(scores(160)) == "balanced" and verdict_on(scores(500)) == "hidden shortcut"
+    rng = np.random.default_rng(0)
+    y, sex = np.repeat([0, 1], 80), np.tile([0, 1], 80)
+    words = []
+    for _ in range(200):
+        said = np.where(rng.random(160) < 0.75, y, 1 - y)
+        share = float((said == sex).mean())
+        words.append(verdict_on(scores(160) | {"switched_labels": {"bal": {"f_y": {"y": 0.75, "sex": share}}}}))
+    assert words.count("balanced") >= 180
+
+
 def test_verdict_knows_a_network_that_guesses():
     assert verdict(0.0, balanced=0.51, chance=0.5) == "at chance (not learned)"
     assert verdict(0.3, balanced=0.51, chance=0.5) == "shortcut"

@@ -60,6 +60,27 @@ def test_without_an_inverted_set_none_is_spoken_of(tmp_path):
     assert "**No verdict**: Val − Bal is +32.8 points. Every factor has its natural correlation with y" in text
 
 
+def test_images_in_no_group_are_told(tmp_path):
+    assert "in no group" not in written(tmp_path, whole())
+    text = written(tmp_path, whole(n={"train": 130, "val": 60}))
+    assert "| in no group, as a label is missing | 30 | 0 |" in text
+
+
+def test_nothing_is_said_of_a_training_on_other_rows(tmp_path):
+    text = written(tmp_path, whole(trained_on_other_rows=True))
+    assert "## Evaluated on" in text and "## Trained on" not in text
+    assert "The network was trained on other rows, of which nothing is told here" in text
+    assert "Val has the correlation of train as it is here" in text and "of the training data" not in text
+    assert "Where these are of subjects of its training, the figures are too good" in text
+    assert "rarest group" not in text and "rarest group" in written(tmp_path, whole())
+
+
+def test_factors_that_are_not_turned_round_are_named(tmp_path):
+    classes = {"y": ["no", "yes"], "sex": ["f", "m"], "age": ["young", "old"]}
+    text = written(tmp_path, whole(classes=classes, config={"agreement": [0.9, "natural"]}))
+    assert "Inv the opposite one of sex and the same of age, Bal none." in text
+
+
 def test_tables_say_what_it_was_trained_on_and_how_each_group_fares(tmp_path):
     lines = written(tmp_path, whole()).splitlines()
     for line in (
