@@ -279,8 +279,10 @@ class _Check:
             value = self._value(name)
             if len(self.problems) == before:
                 values[name] = value
-                if not (name == "batch_size" and value == 1 and self.predicts):  # too few to train only
+                if not (name == "batch_size" and self.predicts):
                     self.problems += option_problems(**{name: value})
+                elif not isinstance(value, int) or value < 1:  # one is too few to train only
+                    self.problems.append(ValueError(f"batch_size must be 1 or more, got {value!r}."))
             if len(self.problems) > before:
                 told[name] = self.problems[before:]
                 del self.problems[before:]

@@ -204,7 +204,7 @@ def test_an_inference_looks_at_options_images_and_checkpoint_too(study, tmp_path
         ({"feature_dim": 7}, "model.pt does not fit the network; was it trained with the same tasks, feature_dim"),
         ({"dataset_dir": "/nowhere"}, "there is no folder /nowhere; name the folder with the images by dataset_dir"),
         ({"dataset_dir": None}, "name the images to predict: a folder by dataset_dir, or a list by images"),
-        ({"batch_size": 0}, "batch_size.* must be 2 or more, got 0"),
+        ({"batch_size": 0}, "batch_size.* must be 1 or more, got 0"),
         ({"dataset_dir": 5}, "dataset_dir must be the name of a folder, got 5"),
     ],
 )

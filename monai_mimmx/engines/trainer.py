@@ -236,6 +236,11 @@ class MIMMXTrainer(SupervisedTrainer):
         factors = self.task_names[1:]
         if dependence is not None:
             groups = getattr(dependence, "groups", [(i,) for i in getattr(dependence, "factors", range(len(factors)))])
+            if (last := max((i for group in groups for i in group), default=0)) >= len(factors):
+                raise ValueError(
+                    f"dependence must have factors among the {len(factors)} of task_names, {list(factors)}, got the factor "
+                    f"{last} (0 is the first)."
+                )
             self.term_names = tuple("+".join(factors[i] for i in group) for group in groups)
             if weighter is not None and self.term_names != factors:
                 raise ValueError(

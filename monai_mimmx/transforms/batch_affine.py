@@ -70,5 +70,8 @@ class RandBatchAffine(RandBatch):
         theta[:, 0, 1] = (-sin + shear * cos) * scale[:, 0] / aspect
         theta[:, 1, 0] = sin * scale[:, 1] * aspect
         theta[:, 1, 1] = cos * scale[:, 1]
-        grid = F.affine_grid(theta.to(batch), list(batch.shape), align_corners=False)
-        return F.grid_sample(batch, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        # Half precision cannot tell the places of a hundred pixels apart.
+        image = batch.to(torch.promote_types(batch.dtype, torch.float32))
+        grid = F.affine_grid(theta.to(image), list(batch.shape), align_corners=False)
+        moved = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return moved.to(batch.dtype)

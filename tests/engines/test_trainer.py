@@ -806,6 +806,12 @@ def test_a_dependence_term_of_another_shape_is_refused(terms, shape):
         trainer.run()
 
 
+def test_a_dependence_of_more_factors_than_named_is_refused():
+    dependence = BlockMutualInformation(WIDTH, factors=(0, 2))
+    with pytest.raises(ValueError, match=r"factors among the 2 of task_names, \['sex', 'site'\], got the factor 2"):
+        make_trainer(dependence=dependence, dependence_optimizer=torch.optim.Adam(dependence.parameters()))
+
+
 def test_a_batch_that_is_not_finite_leaves_the_estimator_as_it_was():
     batches = make_batches(1)
     batches[0]["image"][3] = float("nan")

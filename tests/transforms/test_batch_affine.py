@@ -54,6 +54,15 @@ def test_options(options):
         RandBatchAffine(**options)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [96, 256])
+def test_half_precision_is_that_of_the_pixels_alone(dtype, size):
+    batch = torch.rand(3, 1, size, size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    moved = RandBatchAffine(max_rotation=8, max_scale=0.1, seed=0)(batch)
+    expected = RandBatchAffine(max_rotation=8, max_scale=0.1, seed=0)(batch.float())
+    assert moved.dtype == dtype and torch.equal(moved, expected.to(dtype))
+
+
 def test_3d_is_refused():
     with pytest.raises(ValueError, match=r"2D images \(B, C, H, W\), got shape \(1, 1, 4, 4, 4\)"):
         RandBatchAffine()(torch.zeros(1, 1, 4, 4, 4))
