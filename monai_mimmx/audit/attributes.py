@@ -74,8 +74,8 @@ def audit_attributes(
         "accuracy", "balanced_accuracy", "auroc" of y, "n", and "attributes": name to
         "n", "verdict" (see `audit_verdict`), "association" (Cramér's V with y, 0 to 1), "chance", "features" and
         "predictions" (the readings: `{"value", "interval"}`), "accuracy" `{"val", "bal", "inv"}`, "gap"
-        `{"value", "interval"}` (val minus inv, which turns the association round as far as the rarest cell allows),
-        "groups" (`[{"cell", "accuracy", "n"}]`, the worst first), "rare" (names of classes that count as unknown); or
+        `{"value", "interval"}` (val minus inv, which turns the association round as far as the rarest cell allows), "turned"
+        (how far that is: from 0 to 1, where inv has the whole of the association the other way round), "groups" (`[{"cell", "accuracy", "n"}]`, the worst first), "rare" (names of classes that count as unknown); or
         "verdict" and "skipped", the reason.
 
     Raises:
@@ -188,7 +188,7 @@ def _audit_one(
         }
     hits = pair.predicted(0) == pair.labels[:, 0]
     accuracies = np.bincount(cells, weights=hits, minlength=size) / numbers
-    weights = _cell_weights(numbers.reshape(classes, count) / len(cells))
+    weights, turned = _cell_weights(numbers.reshape(classes, count) / len(cells))
     scores = {subset: float((weight.ravel() * accuracies).sum()) for subset, weight in weights.items()}
     rates = bootstrap_group_accuracies(pair, cells, resamples=resamples, seed=seed)
     val, inv = (_weighted(rates, weights[subset]) for subset in ("val", "inv"))
@@ -203,6 +203,7 @@ def _audit_one(
     return {
         "n": len(cells),
         "association": _cramers_v(numbers.reshape(classes, count) / len(cells)),
+        "turned": turned,
         "chance": 1 / count,
         **readings,
         "accuracy": scores,
@@ -211,9 +212,10 @@ def _audit_one(
     }
 
 
-def _cell_weights(frequency: np.ndarray) -> dict[str, np.ndarray]:
+def _cell_weights(frequency: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
     """
-    Weights of the (y, z) cells: z given y as found, as in all classes together, and to the other side of that.
+    Weights of the (y, z) cells: z given y as found, as in all classes together, and to the other side of that; and how far
+    to it, as a share of the association that was found.
 
     The other side is as far away as the rarest cell allows, in all classes of y alike, so that each class of y and of z
     stays as frequent as it is, and an accuracy that depends on z alone leaves no gap.
@@ -221,7 +223,8 @@ def _cell_weights(frequency: np.ndarray) -> dict[str, np.ndarray]:
     of_y, of_z = frequency.sum(axis=1, keepdims=True), frequency.sum(axis=0, keepdims=True)
     away = frequency / of_y - of_z
     room = np.divide(of_z, away, where=away > 0, out=np.ones_like(away))
-    return {"val": frequency, "bal": of_y * of_z, "inv": of_y * (of_z - min(1.0, room.min()) * away)}
+    turned = min(1.0, float(room.min()))
+    return {"val": frequency, "bal": of_y * of_z, "inv": of_y * (of_z - turned * away)}, turned
 
 
 def _weighted(rates: np.ndarray, weights: np.ndarray) -> np.ndarray:

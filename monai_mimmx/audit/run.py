@@ -90,6 +90,8 @@ def attribute_tasks(
             left_out[name] = rules
         else:
             tasks.append({"name": name, "column": name, "classes": rules})
+            if rare := _rare(labelled[name].dropna(), rules):
+                left_out[f"values of {name}"] = rare
     if len(tasks) < 2:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "it has no other column"
         raise ValueError(f"{path} has no column to audit ({reasons}): name some by --columns")
@@ -132,6 +134,18 @@ def _rules(values: pd.Series) -> list[Any] | str:
     if len(frequent) < 2:
         return f"fewer than two values stand in {MIN_ROWS} labelled rows or more"
     return [[value] for value in frequent]
+
+
+def _rare(values: pd.Series, rules: Sequence[Any]) -> str | None:
+    """What is told of the values that are none of the classes."""
+    if isinstance(rules[0], str):  # numbers, cut in two
+        return None
+    known = {value_key(value) for (value,) in rules}
+    others = _spellings(values[~values.map(value_key).isin(known)])
+    if not others:
+        return None
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    return f"{', '.join(others[:3])}{more}: unknown, as each stands in fewer than {MIN_ROWS} labelled rows"
 
 
 def _built(parser: ConfigParser, name: str) -> Any:
@@ -298,8 +312,9 @@ def _write_page(folder: str | os.PathLike[str], found: Mapping[str, Any], *, tit
     by = "by subject" if found["by_subject"] else "by image, as the table tells no subjects"
     body = section(
         "At a glance",
-        "Gap: what accuracy is lost, in points, where the association of the attribute with the label is turned round; "
-        "above 5 a shortcut, below -5 an over-correction, if the network was trained on data with the association of "
+        "Gap: what accuracy is lost, in points, where the association of the attribute with the label is turned round, as "
+        "far as the rarest cell of the images allows (so many per cent of the association: where they are few, the gap is "
+        "only a part of what there may be); above 5 a shortcut, below -5 an over-correction, if the network was trained on data with the association of "
         "these images. Read from predictions and features: what a probe makes of them in images of equal label; chance "
         f"in brackets. Intervals of 95 %, {by}: of many attributes that are not there, one in ten or so will seem to be.",
     )
@@ -311,6 +326,7 @@ def _write_page(folder: str | os.PathLike[str], found: Mapping[str, Any], *, tit
             "from predictions (%)",
             "from features (%)",
             "association with the label",
+            "turned round (%)",
             "images",
         ],
         [
@@ -321,6 +337,7 @@ def _write_page(folder: str | os.PathLike[str], found: Mapping[str, Any], *, tit
                 f"{_with_interval(values['predictions'])} ({100 * values['chance']:.0f})",
                 f"{_with_interval(values['features'])} ({100 * values['chance']:.0f})",
                 f"{values['association']:.2f}",
+                f"{100 * values['turned']:.0f}",
                 values["n"],
             ]
             for name, values in done.items()
@@ -342,7 +359,7 @@ def _write_page(folder: str | os.PathLike[str], found: Mapping[str, Any], *, tit
         }
         captions = {
             "gaps": "Accuracy of the label, reweighted: Val as the attribute and the label occur together, Bal as if they "
-            "were independent, Inv with the association turned round.",
+            "were independent, Inv with the association turned round as far as the rarest cell allows.",
             "readings": "What probes read, among images of equal label; the dashed line is chance.",
         }
         for path in save_figures(figures, folder):

@@ -116,7 +116,10 @@ def test_a_class_that_is_harder_whatever_the_label_leaves_no_gap(counts):
     """Inv must not hold more of a hard class of z than Val, only because a class of y is rare."""
     y = np.repeat([0, 0, 1, 1], np.ravel(counts))
     z = np.repeat([0, 1, 0, 1], np.ravel(counts))
-    weights = _cell_weights(np.asarray(counts) / len(y))
+    weights, share = _cell_weights(np.asarray(counts) / len(y))
+    assert 0 < share <= 1
+    np.testing.assert_allclose(weights["bal"] - weights["inv"], share * (weights["val"] - weights["bal"]), atol=1e-12)
+    assert share == 1 or weights["inv"].min() == pytest.approx(0, abs=1e-12)  # the rarest cell is empty then
     for subset in ("val", "bal", "inv"):
         assert weights[subset].sum(axis=0) == pytest.approx(np.bincount(z) / len(z))
         assert weights[subset].sum(axis=1) == pytest.approx(np.bincount(y) / len(y))

@@ -82,6 +82,7 @@ def test_the_command_finds_the_shortcut(study, capsys):
     assert "fewer than two values" in found["left_out"]["batch"] and "different values" in found["left_out"]["site"]
     html = (study / "out/report.html").read_text()
     assert "<td>scanner</td><td>shortcut</td>" in html and "<td>y: 0, scanner: B</td><td>0.0</td>" in html
+    assert f"<td>{100 * scanner['turned']:.0f}</td>" in html and "turned round (%)" in html
     assert html.count("<img ") == 2 and not re.search(r"https?:|<script", re.sub(r"base64,[^\"]*", "", html))
 
 
@@ -180,6 +181,12 @@ def test_tasks_of_a_table(tmp_path):
         "mostly_zero": ["<= 0", "> 0"],
     }
     assert left_out == {}
+    frame.loc[:16, "sex"] = ["Q", *["D"] * 5, *["unknown"] * 5, *["other"] * 6]
+    frame.to_csv(path, index=False)
+    tasks, left_out = attribute_tasks(path, "y")
+    assert {task.name: task.class_names for task in tasks}["sex"] == ["F", "M"]
+    told = "D, Q, other and 1 more: unknown, as each stands in fewer than 20 labelled rows"
+    assert left_out == {"values of sex": told}
 
 
 def test_spellings_blanks_and_odd_columns(tmp_path):
