@@ -103,7 +103,7 @@ class RandBatchAugment(RandBatch):
             batch: `(B, C, *spatial)`, floating point, or of any type with `dtype`; not changed.
 
         Returns:
-            A new tensor of the same shape and device, and of `dtype` or the same type.
+            A new tensor of the same shape and device, and of `dtype` or the same type; no gradient passes through it.
 
         Raises:
             TypeError: a batch that is no tensor, or none of floating point without `dtype`.
@@ -120,7 +120,7 @@ class RandBatchAugment(RandBatch):
             )
         draws = self._draw(batch)
         way = _one_by_one if batch.device.type == "cpu" else _at_once
-        return way(batch, draws, self.flip_axis, self.dtype or batch.dtype)
+        return way(batch.detach(), draws, self.flip_axis, self.dtype or batch.dtype)
 
     def _draw(self, batch: torch.Tensor) -> _Draws:
         count, size = len(batch), batch[0].numel() if len(batch) else 0
