@@ -72,7 +72,7 @@ def largest_remainder(total: int, shares: np.ndarray) -> np.ndarray:
 
 
 def _evenly(total: int, num_classes: Sequence[int]) -> np.ndarray:
-    """`total` rows over all cells, each within 1 of its share, and so each class of every column."""
+    """`total` rows over all cells, each within 1 of its share, and each class of every column as near to its own."""
     counts = np.full(tuple(num_classes), total // math.prod(num_classes))
     left, met = total % counts.size, np.zeros(counts.shape, dtype=bool)
     # Along a diagonal the classes of all columns take turns.
@@ -162,8 +162,8 @@ class CorrelatedSplit:
 
     y is uniform over its classes; given y the induced factors are independent, with P(z_i = y) = `agreement` and the
     other classes sharing the rest. `inverted` has it the other way round: y's own class is as frequent as each other
-    class is in `correlated`, and those share the rest. The composition is exact up to rounding (largest remainder, within
-    each class of y).
+    class is in `correlated`, and those share the rest. The composition is exact up to rounding, within each class of y:
+    by largest remainder, or, in `balanced`, so that the classes of each factor take turns.
     A factor with agreement "natural" is not looked at in `correlated` and `inverted`: it keeps the distribution that it
     has in the table given y and the induced factors. `balanced` makes all factors, natural ones too, uniform and
     independent of y. Rows that miss a factor (-1) which is being induced are never drawn.
@@ -222,7 +222,10 @@ class CorrelatedSplit:
         return self._draw(labels, "correlated", size)
 
     def inverted(self, labels: np.ndarray, size: int | None = None) -> np.ndarray:
-        """Rows with P(z_i = y) = (1 - agreement_i) / (K - 1) for induced factors of K classes; arguments as in `correlated`."""
+        """Rows with P(z_i = y) = (1 - agreement_i) / (K - 1) for induced factors of K classes.
+
+        Arguments as in `correlated`.
+        """
         return self._draw(labels, "inverted", size)
 
     def balanced(self, labels: np.ndarray, size: int | None = None) -> np.ndarray:
@@ -309,9 +312,9 @@ class CorrelatedSplit:
             conditional = (conditional[:, :, None] * table[:, None, :]).reshape(num_classes[0], -1)
 
         def compose(size: int) -> np.ndarray:
-            if kind == "balanced":
-                return _evenly(size, used_classes)
             per_class = largest_remainder(size, np.ones(num_classes[0]))
+            if kind == "balanced":  # in all classes of y alike, so that the rest does not depend on y
+                return np.concatenate([_evenly(int(n), used_classes[1:]) for n in per_class])
             parts = [largest_remainder(int(n), row) for n, row in zip(per_class, conditional, strict=True)]
             return np.concatenate(parts)
 

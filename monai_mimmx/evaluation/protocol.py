@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -152,17 +153,18 @@ class ExperimentEvaluation:
             },
             "mi": history[-1].get("mi") if history else None,
             "epochs": history[-1]["epoch"] if history else None,
-            **_selected(history, self.settings.get("epochs")),
-            **({"trained_on_other_rows": True} if not history and self._trained_elsewhere() else {}),
+            **_selected(history, self.settings),
+            **({} if history else self._trained_on()),
             "fingerprint": self._fingerprint(),
             "seconds": sum(row["seconds"] for row in history) if history else None,
             "excluded": self._excluded(),
         }
-        if metrics.get("selected_lambda") == 0:
-            self.logger.warning(
-                f"the weights selected are of epoch {metrics['selected_epoch']}, when the dependence term had no weight yet: "
-                "train for longer, or with a smaller lambda_warmup"
-            )
+        for part, what in {"selected": "weights", "encoder": "encoder's weights"}.items():
+            if metrics.get(f"{part}_lambda") == 0:
+                self.logger.warning(
+                    f"the {what} selected are of epoch {metrics[f'{part}_epoch']}, when the dependence term had no weight "
+                    "yet: train for longer, or with a smaller lambda_warmup"
+                )
         if history and history[-1]["epoch"] < self._epochs():
             metrics["unfinished"] = True
         self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -178,7 +180,7 @@ class ExperimentEvaluation:
         write_model_card(self.output_dir, metrics, title=self.title)
         write_json(self.output_dir / "metrics.json", metrics)
         _log(handlers, metrics)
-        self.logger.info("\n" + format_score_table({**scores, "probes": probes}))
+        self.logger.info("\n" + format_score_table(metrics))
         self.logger.info(f"report: {report}")
         return metrics
 
@@ -234,13 +236,14 @@ class ExperimentEvaluation:
         index, count = np.unique(cells[cells >= 0], return_counts=True)
         return {cell_name(self.names, np.unravel_index(i, shape)): int(n) for i, n in zip(index, count, strict=True)}
 
-    def _trained_elsewhere(self) -> bool:
-        """Whether the checkpoint's training is not known to have had the rows that are here."""
+    def _trained_on(self) -> dict[str, str]:
+        """Where the rows that are here are not known to be those of the checkpoint's training, what is known of that."""
         if self.checkpoint is None:
-            return False
-        stored = ((stored_identity(self.checkpoint) or {}).get("subsets") or {}).get("train")
-        train = self.data["train"]
-        return stored != subset_digest(train.frame, train.task_names)
+            return {}
+        if (stored := (stored_identity(self.checkpoint) or {}).get("subsets")) is None:
+            return {"trained_on": "unknown rows"}
+        own = {name: subset_digest(self.data[name].frame, self.data[name].task_names) for name in stored}
+        return {} if stored == own else {"trained_on": "other rows"}
 
     def _fingerprint(self) -> str:
         """Of the subsets' subjects and labels: equal where two runs had the same."""
@@ -299,19 +302,19 @@ class ExperimentEvaluation:
         return sample_figure(np.stack([upright(data[int(row)]["image"].numpy(), self.origin) for row in first]), titles)
 
 
-def _selected(history: Sequence[Mapping[str, Any]], epochs: int | None = None) -> dict[str, Any]:
+def _selected(history: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     The epoch whose weights a saver of the best ones keeps, of equally good ones the last, and lambda then.
 
-    Where a second part follows the first, of so many `epochs`, only the encoder keeps them.
+    Where a second part follows (`refine_epochs`), only the encoder keeps them.
     """
     validated = [row for row in history if row.get("select_robust") is not None]
     if not validated:
         return {}
     chosen = max(reversed(validated), key=lambda row: row["select_robust"])
-    if epochs is not None and history[-1]["epoch"] > epochs:
-        return {"encoder_epoch": chosen["epoch"]}
-    return {"selected_epoch": chosen["epoch"]} | ({"selected_lambda": chosen["lambda"]} if "lambda" in chosen else {})
+    refined = settings.get("refine_epochs") and history[-1]["epoch"] > settings.get("epochs", math.inf)
+    what = "encoder" if refined else "selected"
+    return {f"{what}_epoch": chosen["epoch"]} | ({f"{what}_lambda": chosen["lambda"]} if "lambda" in chosen else {})
 
 
 def _told_class(task: Task, label: int) -> str:

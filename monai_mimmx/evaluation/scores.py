@@ -495,7 +495,7 @@ def describe_sets(metrics: Mapping[str, Any]) -> str:
 
     Args:
         metrics: the content of `metrics.json`: `accuracy`, and where present `config`, whose `agreement` tells which factors
-            are turned round in Inv, the names of the tasks in `classes`, and `trained_on_other_rows`.
+            are turned round in Inv, the names of the tasks in `classes`, and `trained_on`.
 
     Example:
         >>> describe_sets({"accuracy": {"val": {}, "bal": {}}})
@@ -509,13 +509,14 @@ def describe_sets(metrics: Mapping[str, Any]) -> str:
     agreement = (metrics.get("config") or {}).get("agreement")
     factors = [name for name in metrics.get("classes") or {} if name != "y"]
     inverted = "Inv the opposite one, "
-    if isinstance(agreement, list) and len(agreement) == len(factors) and NATURAL in agreement:
+    each = isinstance(agreement, list | tuple) and len(agreement) == len(factors)
+    if each and len({value == NATURAL for value in agreement}) == 2:
         turned, kept = (
             " and ".join(name for name, value in zip(factors, agreement, strict=True) if (value == NATURAL) is natural)
             for natural in (False, True)
         )
         inverted = f"Inv the opposite one of {turned} and the same of {kept}, "
-    data = "train as it is here" if metrics.get("trained_on_other_rows") else "the training data"
+    data = "train as it is here" if metrics.get("trained_on") else "the training data"
     return f"Val has the correlation of {data}, {inverted if 'inv' in subsets else ''}Bal none."
 
 

@@ -21,7 +21,11 @@ __all__ = ["final_table", "write_model_card"]
 SAME_TABLE = (
     "Measured on images of the same table as the training data, of other subjects. Elsewhere the figures can be others."
 )
-OTHER_ROWS = "Measured on other rows than it was trained on. Where these are of subjects of its training, the figures are too good."
+TOO_GOOD = "Where images are of subjects of its training, the figures are too good."
+TRAINED_ON = {
+    "other rows": "The network was trained on other rows than train here, or on more or fewer of them.",
+    "unknown rows": "It is not known which rows the network was trained on.",
+}
 LIMITS = (
     "Not for clinical use. A bundle's embedded cohort stands in for data: figures on it tell nothing about patients.",
     SAME_TABLE,
@@ -51,8 +55,9 @@ def _trained_on(metrics: Mapping[str, Any]) -> list[str]:
     excluded = metrics.get("excluded") or {}
     refit = ", and the last layer of y fitted anew there" if metrics.get("method") == "dfr" else ""
     learnt = f"The network learns from train; the epoch is chosen on select{refit}"
-    if metrics.get("trained_on_other_rows"):
-        learnt = "The network was trained on other rows, of which nothing is told here: train and select are what this table gives"
+    elsewhere = metrics.get("trained_on")
+    if elsewhere:
+        learnt = f"{TRAINED_ON[elsewhere]} Nothing is told here of those; train and select are what this table gives"
     parts = [
         markdown_table(
             ["task", "classes"],
@@ -65,7 +70,7 @@ def _trained_on(metrics: Mapping[str, Any]) -> list[str]:
         else "",
         f"Table: `{metrics['table']}`." if metrics.get("table") else "",
         _counts(metrics),
-        "Left out, and therefore unknown to the model:\n\n"
+        f"Left out{'' if elsewhere else ', and therefore unknown to the model'}:\n\n"
         + markdown_table(["reason", "rows"], [(reason, count) for reason, count in excluded.items()])
         if excluded
         else "",
@@ -134,8 +139,8 @@ def _probes(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _limits(metrics: Mapping[str, Any]) -> list[str]:
-    elsewhere = metrics.get("trained_on_other_rows")
-    limits = [OTHER_ROWS if limit == SAME_TABLE and elsewhere else limit for limit in LIMITS]
+    elsewhere = metrics.get("trained_on")
+    limits = [TOO_GOOD if limit == SAME_TABLE and elsewhere else limit for limit in LIMITS]
     if agreement := (metrics.get("config") or {}).get("agreement"):
         limits.append(
             f"The classes of y are equally frequent in all sets, and P(factor = y) was set to {_plain_value(agreement)}, by "
@@ -205,10 +210,9 @@ def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any],
     }
     told = ", ".join(f"{key} {metrics[key]:{form}}" for key, form in formats.items() if metrics.get(key) is not None)
     settings = [(key, f"`{_plain_value(value)}`") for key, value in (metrics.get("config") or {}).items()]
+    on = "Evaluated on" if metrics.get("trained_on") else "Trained on"
     sections = {
-        "Evaluated on" if metrics.get("trained_on_other_rows") else "Trained on": _trained_on(metrics)
-        if metrics.get("cells") or metrics.get("table")
-        else [],
+        on: _trained_on(metrics) if metrics.get("cells") or metrics.get("table") else [],
         "Figures": _scores(metrics),
         "Probes": _probes(metrics),
         "Limits": _limits(metrics),

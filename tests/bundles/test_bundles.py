@@ -173,7 +173,7 @@ def test_evaluate_keeps_the_subjects_of_the_training_apart(trained, folders, tmp
     assert (tmp_path / "copy/metrics.json").read_bytes() == before
     workflow("brain_age", "train", "evaluate", **options("brain_age", folders, tmp_path / "other", **more)).run()
     assert "where it has subjects of that training, their figures are too good" in caplog.text
-    assert json.loads((tmp_path / "other/metrics.json").read_text())["trained_on_other_rows"] is True
+    assert json.loads((tmp_path / "other/metrics.json").read_text())["trained_on"] == "other rows"
     assert "## Evaluated on" in (tmp_path / "other/model_card.md").read_text(encoding="utf-8")
 
 
@@ -191,7 +191,12 @@ def test_evaluate_takes_another_checkpoint(trained, folders, tmp_path):
     more = options("brain_age", folders, tmp_path, ckpt=str(output / "models/model.pt"))
     workflow("brain_age", "train", "evaluate", **more).run()
     again = json.loads((tmp_path / "metrics.json").read_text())
-    assert again["accuracy"] == metrics["accuracy"] and "trained_on_other_rows" not in again | metrics
+    assert again["accuracy"] == metrics["accuracy"] and "trained_on" not in again | metrics
+    shutil.copy(output / "models/model.pt", tmp_path / "alone.pt")
+    more |= {"ckpt": str(tmp_path / "alone.pt"), "output_dir": str(tmp_path / "alone")}
+    workflow("brain_age", "train", "evaluate", **more).run()
+    again = json.loads((tmp_path / "alone/metrics.json").read_text())
+    assert again["accuracy"] == metrics["accuracy"] and again["trained_on"] == "unknown rows"
 
 
 def test_resume_goes_on_where_the_training_stopped(trained, folders, tmp_path):

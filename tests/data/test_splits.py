@@ -95,11 +95,16 @@ def test_four_classes_are_inverted_at_any_agreement_above_chance(agreement):
 @pytest.mark.parametrize(
     ("classes", "size"), [((3, 3, 4, 2), 100), ((3, 3, 4, 2), 158), ((2, 2, 2, 2), 24), ((2, 5), 9)]
 )
-def test_small_balanced_subsets_have_even_classes(classes, size):
+def test_small_balanced_subsets_are_even_and_independent_of_y(classes, size):
     labels = np.array(list(np.ndindex(classes)) * 30)
-    rows = CorrelatedSplit("natural", num_classes=classes).balanced(labels, size)
-    for column, number in zip(labels[rows].T, classes, strict=True):
-        assert np.ptp(np.bincount(column, minlength=number)) <= 1
+    drawn = labels[CorrelatedSplit("natural", num_classes=classes).balanced(labels, size)]
+    assert np.ptp(np.bincount(drawn[:, 0], minlength=classes[0])) <= 1
+    for column, number in zip(drawn.T[1:], classes[1:], strict=True):
+        assert np.ptp(np.bincount(column, minlength=number)) <= classes[0]
+        together = np.zeros((classes[0], number))
+        np.add.at(together, (drawn[:, 0], column), 1)
+        of_y = together.sum(1, keepdims=True)
+        assert np.abs(together - of_y * together.sum(0) / size).max() <= 1  # nothing of y in it
 
 
 @pytest.mark.parametrize("kind", ["correlated", "inverted", "balanced"])
@@ -271,11 +276,13 @@ def test_no_subject_leaks_and_compositions_hold_in_any_table(
         assert np.ptp(np.bincount(labels[:, 0], minlength=classes)) <= 1
         if kind == "balanced":
             assert (labels >= 0).all()
-            assert all(np.ptp(np.bincount(column, minlength=classes)) <= 1 for column in labels.T)
+            for column in labels.T[1:]:
+                assert np.ptp(np.bincount(column, minlength=classes)) <= classes
+                assert np.ptp(np.bincount(labels[:, 0] * classes + column, minlength=classes**2)) <= 2
             cells = np.bincount(
                 np.ravel_multi_index(labels.T, (classes,) * len(names)), minlength=classes ** len(names)
             )
-            assert np.ptp(cells) <= 1
+            assert np.ptp(cells) <= 2  # a rest of the rows of y, then a rest of the cells within it
         elif agreement != "natural":
             share = agreement if kind == "correlated" else (1 - agreement) / (classes - 1)
             for factor in range(1, 1 + factors):

@@ -53,9 +53,14 @@ def test_a_class_in_a_picture_s_title_tells_its_task_where_its_name_does_not():
 def test_the_selected_epoch_is_the_best_and_of_equals_the_last():
     robust = {1: 0.5, 2: None, 3: 0.7, 4: 0.7, 5: 0.6}
     history = [{"epoch": epoch, "select_robust": value, "lambda": epoch / 10} for epoch, value in robust.items()]
-    assert protocol._selected(history) == {"selected_epoch": 4, "selected_lambda": 0.4}
-    assert protocol._selected([{"epoch": 1, "select_robust": 0.5}]) == {"selected_epoch": 1}  # without a term
+    assert protocol._selected(history, {}) == {"selected_epoch": 4, "selected_lambda": 0.4}
+    assert protocol._selected([{"epoch": 1, "select_robust": 0.5}], {}) == {"selected_epoch": 1}  # without a term
     second = [*history, {"epoch": 6, "lambda": 1.0}, {"epoch": 7, "lambda": 1.0}]
-    assert protocol._selected(second, 5) == {"encoder_epoch": 4}  # the rest was trained to the end
-    assert protocol._selected(second, 9) == {"selected_epoch": 4, "selected_lambda": 0.4}
-    assert protocol._selected([{"epoch": 1}]) == protocol._selected([]) == {}
+    parts = {"epochs": 5, "refine_epochs": 2}
+    assert protocol._selected(second, parts) == {
+        "encoder_epoch": 4,
+        "encoder_lambda": 0.4,
+    }  # the rest goes on to the end
+    for settings in ({"epochs": 5, "refine_epochs": 0}, {"epochs": 5}, {"epochs": 9, "refine_epochs": 2}, {}):
+        assert protocol._selected(second, settings) == {"selected_epoch": 4, "selected_lambda": 0.4}
+    assert protocol._selected([{"epoch": 1}], {}) == protocol._selected([], {}) == {}

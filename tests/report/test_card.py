@@ -66,13 +66,21 @@ def test_images_in_no_group_are_told(tmp_path):
     assert "| in no group, as a label is missing | 30 | 0 |" in text
 
 
-def test_nothing_is_said_of_a_training_on_other_rows(tmp_path):
-    text = written(tmp_path, whole(trained_on_other_rows=True))
-    assert "## Evaluated on" in text and "## Trained on" not in text
-    assert "The network was trained on other rows, of which nothing is told here" in text
-    assert "Val has the correlation of train as it is here" in text and "of the training data" not in text
-    assert "Where these are of subjects of its training, the figures are too good" in text
-    assert "rarest group" not in text and "rarest group" in written(tmp_path, whole())
+@pytest.mark.parametrize(
+    ("trained_on", "told"),
+    [
+        ("other rows", "The network was trained on other rows than train here, or on more or fewer of them."),
+        ("unknown rows", "It is not known which rows the network was trained on."),
+    ],
+)
+def test_of_a_training_on_rows_that_are_not_here_nothing_is_said(tmp_path, trained_on, told):
+    before = written(tmp_path, whole(excluded={"no label": 3}))
+    text = written(tmp_path, whole(excluded={"no label": 3}, trained_on=trained_on))
+    assert "## Evaluated on" in text and "## Trained on" not in text and told in text
+    assert "Val has the correlation of train as it is here" in text and "training data" not in text
+    assert "Where images are of subjects of its training, the figures are too good" in text
+    for words in ("rarest group", "unknown to the model", "of the same table as the training data"):
+        assert words in before and words not in text
 
 
 def test_factors_that_are_not_turned_round_are_named(tmp_path):
