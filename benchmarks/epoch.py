@@ -40,7 +40,7 @@ FORMS: dict[str, dict[str, Any]] = {
 ON_GPU = {"mimmx_without_graph": FORMS["mimmx"] | {"cuda_graph": False}} | {
     f"{form}_compiled": FORMS[form] | {"compile": True} for form in ("baseline", "mimmx")
 }
-"""To compile for a processor takes longer than such an epoch."""
+"""A processor has no CUDA graph, and to compile for it takes longer than such an epoch."""
 
 
 class Stopwatch:

@@ -1,7 +1,7 @@
 # Copyright (c) monai_mimmx contributors
 # SPDX-License-Identifier: Apache-2.0
 """
-One epoch of `mimmx` with each switch for speed against one without any: mixed precision, channels last, compilation.
+One epoch of `mimmx` with each switch for speed against one without: mixed precision, channels last, compilation, graph.
 
 In the brain bundle, whose encoder has four convolutions, and in a chest bundle, whose encoder is DenseNet-121. A switch
 is worth its place where it is faster than none by more than the turns differ.

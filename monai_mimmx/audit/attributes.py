@@ -75,7 +75,8 @@ def audit_attributes(
         "n", "verdict" (see `audit_verdict`), "association" (Cramér's V with y, 0 to 1), "chance", "features" and
         "predictions" (the readings: `{"value", "interval"}`), "accuracy" `{"val", "bal", "inv"}`, "gap"
         `{"value", "interval"}` (val minus inv, which turns the association round as far as the rarest cell allows), "turned"
-        (how far that is: from 0 to 1, where inv has the whole of the association the other way round), "groups" (`[{"cell", "accuracy", "n"}]`, the worst first), "rare" (names of classes that count as unknown); or
+        (how far that is: from 0 to 1, where inv has the whole of the association the other way round), "groups"
+        (`[{"cell", "accuracy", "n"}]`, the worst first), "rare" (names of classes that count as unknown); or
         "verdict" and "skipped", the reason.
 
     Raises:
@@ -214,8 +215,8 @@ def _audit_one(
 
 def _cell_weights(frequency: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
     """
-    Weights of the (y, z) cells: z given y as found, as in all classes together, and to the other side of that; and how far
-    to it, as a share of the association that was found.
+    Weights of the (y, z) cells: z given y as found, as in all classes together, and to the other side of that; and how
+    far to it, as a share of the association that was found.
 
     The other side is as far away as the rarest cell allows, in all classes of y alike, so that each class of y and of z
     stays as frequent as it is, and an accuracy that depends on z alone leaves no gap.

@@ -63,7 +63,17 @@ def attribute_tasks(
         FileNotFoundError: if there is no table.
         ValueError: for a table that cannot be read, an unknown column, or a table without a column that can be audited.
     """
-    path = Path(table)
+    return _attribute_tasks(Path(table), label, columns, without, split)[:2]
+
+
+def _attribute_tasks(
+    path: Path,
+    label: str | Mapping[str, Any],
+    columns: Sequence[str] | None,
+    without: Sequence[str],
+    split: str | None,
+) -> tuple[list[Task], dict[str, str], dict[str, list[str]]]:
+    """See `attribute_tasks`; and the values of each column that are too rare to be a class."""
     label_column = label if isinstance(label, str) else str(label.get("column"))
     frame = read_columns(path, [label_column, *(columns or [])], everything=True)
     if split is not None:
@@ -84,18 +94,19 @@ def attribute_tasks(
     labelled = frame[classify(frame[own.column], own, path)[0] >= 0]
     tasks: list[Any] = [own]
     left_out: dict[str, str] = {}
+    rare: dict[str, list[str]] = {}
     for name in columns:
         rules = _rules(labelled[name].dropna()) if name != "y" else "its name stands for the label: rename it"
         if isinstance(rules, str):
             left_out[name] = rules
         else:
             tasks.append({"name": name, "column": name, "classes": rules})
-            if rare := _rare(labelled[name].dropna(), rules):
-                left_out[f"values of {name}"] = rare
+            if others := _rare(labelled[name].dropna(), rules):
+                rare[name] = others
     if len(tasks) < 2:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "it has no other column"
         raise ValueError(f"{path} has no column to audit ({reasons}): name some by --columns")
-    return parse_tasks(tasks), left_out
+    return parse_tasks(tasks), left_out, rare
 
 
 def _of_split(frame: pd.DataFrame, split: str, path: Path) -> pd.Series:
@@ -136,16 +147,12 @@ def _rules(values: pd.Series) -> list[Any] | str:
     return [[value] for value in frequent]
 
 
-def _rare(values: pd.Series, rules: Sequence[Any]) -> str | None:
-    """What is told of the values that are none of the classes."""
+def _rare(values: pd.Series, rules: Sequence[Any]) -> list[str]:
+    """The values that are none of the classes."""
     if isinstance(rules[0], str):  # numbers, cut in two
-        return None
+        return []
     known = {value_key(value) for (value,) in rules}
-    others = _spellings(values[~values.map(value_key).isin(known)])
-    if not others:
-        return None
-    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-    return f"{', '.join(others[:3])}{more}: unknown, as each stands in fewer than {MIN_ROWS} labelled rows"
+    return _spellings(values[~values.map(value_key).isin(known)])
 
 
 def _built(parser: ConfigParser, name: str) -> Any:
@@ -221,9 +228,8 @@ def audit_classifier(
     require_checkpoint(Path(ckpt), advice="name the weights of the classifier to audit with --ckpt")
     header = read_columns(Path(table), [subject_column or image_column], ["subject"]).columns
     subjects = subject_column or ("subject" if "subject" in header else image_column)
-    tasks, left_out = attribute_tasks(
-        table, label, columns=columns, without=(image_column, subjects, "image", "subject", "split"), split=split
-    )
+    without = (image_column, subjects, "image", "subject", "split")
+    tasks, left_out, rare = _attribute_tasks(Path(table), label, columns, without, split)
 
     def prepare(whole: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, dict[str, int]]:
         if split is None:
@@ -297,6 +303,9 @@ def audit_classifier(
         class_names={"y": tasks[0].class_names, **{task.name: task.class_names for task in tasks[1:]}},
         progress=True,
     )
+    for name, values in rare.items():
+        if "rare" in found["attributes"][name]:
+            found["attributes"][name]["rare"] = values + found["attributes"][name]["rare"]
     found |= {"left_out": left_out, "excluded": frame.attrs["excluded"], "label": tasks[0].name}
     found["by_subject"] = subjects != image_column
     write_json(Path(output_dir) / "audit.json", found)
@@ -312,9 +321,9 @@ def _write_page(folder: str | os.PathLike[str], found: Mapping[str, Any], *, tit
     by = "by subject" if found["by_subject"] else "by image, as the table tells no subjects"
     body = section(
         "At a glance",
-        "Gap: what accuracy is lost, in points, where the association of the attribute with the label is turned round, as "
-        "far as the rarest cell of the images allows (so many per cent of the association: where they are few, the gap is "
-        "only a part of what there may be); above 5 a shortcut, below -5 an over-correction, if the network was trained on data with the association of "
+        "Gap: what accuracy is lost, in points, where the association of the attribute with the label is turned round, "
+        "as far as the rarest cell of the images allows (so many per cent of the association: where they are few, the "
+        "gap is only a part of what there may be); above 5 a shortcut, below -5 an over-correction, if the network was trained on data with the association of "
         "these images. Read from predictions and features: what a probe makes of them in images of equal label; chance "
         f"in brackets. Intervals of 95 %, {by}: of many attributes that are not there, one in ten or so will seem to be.",
     )
@@ -358,8 +367,8 @@ def _write_page(folder: str | os.PathLike[str], found: Mapping[str, Any], *, tit
             ),
         }
         captions = {
-            "gaps": "Accuracy of the label, reweighted: Val as the attribute and the label occur together, Bal as if they "
-            "were independent, Inv with the association turned round as far as the rarest cell allows.",
+            "gaps": "Accuracy of the label, reweighted: Val as the attribute and the label occur together, Bal as if "
+            "they were independent, Inv with the association turned round as far as the rarest cell allows.",
             "readings": "What probes read, among images of equal label; the dashed line is chance.",
         }
         for path in save_figures(figures, folder):

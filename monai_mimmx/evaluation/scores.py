@@ -426,8 +426,7 @@ def verdict_on(scores: Mapping[str, Any]) -> str | None:
         scores: what :func:`score_table` returns, or the content of `metrics.json`.
 
     Returns:
-        a word of :func:`verdict`; None without accuracies of y on Val and Inv. A factor counts as followed, or gone against,
-        where the share of Bal is also two standard errors, at most 1 / sqrt(n), away from what chance gives.
+        a word of :func:`verdict`; None without accuracies of y on Val and Inv.
     """
     accuracy, chance = scores.get("accuracy") or {}, (scores.get("chance") or {}).get("bal", {})
     val, inv, bal = (accuracy.get(subset, {}).get("y") for subset in ("val", "inv", "bal"))
@@ -435,17 +434,17 @@ def verdict_on(scores: Mapping[str, Any]) -> str | None:
         return None
     gap = scores.get("drop_val_inv", val - inv)
     switched = (scores.get("switched_labels") or {}).get("bal", {}).get("f_y", {})
-    followed = followed_factors(switched, chance, scores.get("classes"))
-    # On few images a network whose errors have nothing to do with a factor follows it by chance.
-    noise = 1 / math.sqrt(max((scores.get("n") or {}).get("bal") or math.inf, 1))
-    sure = {name: share for name, share in followed.items() if abs(share) > noise}
-    return verdict(gap, balanced=bal, chance=chance.get("y"), followed=sure)
+    images = (scores.get("n") or {}).get("bal")
+    followed = followed_factors(switched, chance, classes=scores.get("classes"), images=images)
+    return verdict(gap, balanced=bal, chance=chance.get("y"), followed=followed)
 
 
 def followed_factors(
     switched: Mapping[str, float | None],
     chance: Mapping[str, float | None],
+    *,
     classes: Mapping[str, Sequence[str]] | None = None,
+    images: int | None = None,
 ) -> dict[str, float]:
     """
     What :func:`verdict` takes of the switched labels.
@@ -454,6 +453,8 @@ def followed_factors(
         switched: per task, the share of Bal where the prediction of y is the class of that task.
         chance: per task, the accuracy of a constant guess on Bal.
         classes: per task, its classes. None: their numbers are taken to be equal where the chances are alike.
+        images: of Bal. On few of them a network whose errors have nothing to do with a factor follows it by chance: what is
+            within two standard errors of that, at most 1 / sqrt(images), counts as 0. None: nothing is.
 
     Returns:
         `switched - chance` of the factors that have as many classes as y; class indices say nothing of the others. Where
@@ -474,7 +475,8 @@ def followed_factors(
         if not alike:
             continue
         low, high = sorted((own, 2 * guess - own))
-        followed[name] = share - high if share > high else min(share - low, 0.0)
+        found = round(share - high if share > high else min(share - low, 0.0), 9)  # 0.55 - 0.5 is more than 0.05
+        followed[name] = found if not images or abs(found) > 1 / math.sqrt(images) else 0.0
     return followed
 
 
@@ -509,10 +511,10 @@ def describe_sets(metrics: Mapping[str, Any]) -> str:
     agreement = (metrics.get("config") or {}).get("agreement")
     factors = [name for name in metrics.get("classes") or {} if name != "y"]
     inverted = "Inv the opposite one, "
-    each = isinstance(agreement, list | tuple) and len(agreement) == len(factors)
-    if each and len({value == NATURAL for value in agreement}) == 2:
+    values = agreement if isinstance(agreement, list | tuple) and len(agreement) == len(factors) else ()
+    if len({value == NATURAL for value in values}) == 2:
         turned, kept = (
-            " and ".join(name for name, value in zip(factors, agreement, strict=True) if (value == NATURAL) is natural)
+            " and ".join(name for name, value in zip(factors, values, strict=True) if (value == NATURAL) is natural)
             for natural in (False, True)
         )
         inverted = f"Inv the opposite one of {turned} and the same of {kept}, "

@@ -466,7 +466,8 @@ def training_settings(checkpoint: str | os.PathLike[str], settings: Mapping[str,
     Args:
         checkpoint: the model's file. The training's `metrics.json` is looked for above its folder, and checkpoints of the
             training beside it.
-        settings: what the evaluation was called with; where it runs, writes and finds its data is taken from them.
+        settings: what the evaluation was called with; where it runs and writes, and what data it finds and draws (`agreement`),
+            is taken from them.
 
     Returns:
         option to value, for the options in `settings`.

@@ -48,7 +48,7 @@ class BlockMutualInformation(nn.Module):
     """
 
     capturable = True
-    """As a CUDA graph: its operations depend on shapes alone."""
+    """As a CUDA graph: recorded, its operations depend on shapes alone."""
 
     _chosen: Tensor
 

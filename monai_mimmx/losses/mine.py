@@ -228,7 +228,8 @@ class MINELoss(nn.Module):
                 raise ValueError(
                     f"condition must hold {batch} integer class indices, got {condition.dtype} {tuple(condition.shape)}."
                 )
-            # Within a CUDA graph nothing can be told: there its recorder sees to it.
+            # Within a CUDA graph nothing can be told. The trainer looks for missing labels before it; a class beyond the
+            # last would stop the GPU at its embedding.
             recorded = condition.is_cuda and torch.cuda.is_current_stream_capturing()
             if not recorded and (int(condition.min()) < 0 or int(condition.max()) >= self.num_classes):
                 raise ValueError(

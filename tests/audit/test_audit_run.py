@@ -86,6 +86,16 @@ def test_the_command_finds_the_shortcut(study, capsys):
     assert html.count("<img ") == 2 and not re.search(r"https?:|<script", re.sub(r"base64,[^\"]*", "", html))
 
 
+def test_values_too_rare_to_be_a_class_are_told(study, capsys):
+    table = pd.read_csv(study / "table.csv")
+    table.loc[:4, "scanner"] = ["Q", "R", "Q", "R", "S"]
+    table.to_csv(study / "table.csv", index=False)
+    assert main(arguments(study)) == 0
+    found = json.loads((study / "out/audit.json").read_text())
+    assert found["attributes"]["scanner"]["rare"] == ["Q", "R", "S"] and found["attributes"]["scanner"]["n"] == N - 5
+    assert "<td>scanner</td><td>Q, R, S</td>" in (study / "out/report.html").read_text()
+
+
 def test_a_checkpoint_is_audited_as_it_was_trained(study, capsys):
     (study / "run/models").mkdir(parents=True)
     (study / "net.pt").rename(study / "run/models/model.pt")
@@ -181,12 +191,6 @@ def test_tasks_of_a_table(tmp_path):
         "mostly_zero": ["<= 0", "> 0"],
     }
     assert left_out == {}
-    frame.loc[:16, "sex"] = ["Q", *["D"] * 5, *["unknown"] * 5, *["other"] * 6]
-    frame.to_csv(path, index=False)
-    tasks, left_out = attribute_tasks(path, "y")
-    assert {task.name: task.class_names for task in tasks}["sex"] == ["F", "M"]
-    told = "D, Q, other and 1 more: unknown, as each stands in fewer than 20 labelled rows"
-    assert left_out == {"values of sex": told}
 
 
 def test_spellings_blanks_and_odd_columns(tmp_path):

@@ -29,7 +29,7 @@ class Recorded(GraphedStep):
         self.told.append("replay")
 
 
-def steps(graphed, count=20, size=3, **options):
+def steps(graphed, count=120, size=3, **options):
     del graphed.told[:]
     for _ in range(count):
         graphed(torch.zeros(size), **options)
@@ -40,8 +40,8 @@ def optimizer_of(*parameters, **options):
     return torch.optim.Adam([*parameters], lr=0.1, fused=True, **options)
 
 
-ANEW = {"step": 12, "record": 1, "replay": 8}
-REPLAYED = {"step": 0, "record": 0, "replay": 20}
+ANEW = {"step": 12, "record": 1, "replay": 108}
+REPLAYED = {"step": 0, "record": 0, "replay": 120}
 
 
 def test_is_recorded_after_a_dozen_steps_and_anew_when_something_has_changed():
@@ -74,6 +74,23 @@ def test_what_changes_at_every_batch_is_not_recorded():
     for _ in range(10):
         optimizer.param_groups[0]["lr"] *= 0.9
         assert steps(graphed, count=6) == {"step": 6, "record": 0, "replay": 0}
+    recorded = 0
+    for _ in range(10):
+        optimizer.param_groups[0]["lr"] *= 0.9
+        recorded += steps(graphed, count=15)["record"]
+    assert recorded == 1 and optimizer.state_dict()["state"] == {}
+    for _ in range(10):  # at every epoch it pays
+        optimizer.param_groups[0]["lr"] *= 0.9
+        assert steps(graphed, count=150)["record"] == 1
+
+
+def test_a_state_of_an_optimizer_that_counts_elsewhere_is_told():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    graphed = Recorded([], optimizer_of(parameter))
+    plain = torch.optim.Adam([parameter], lr=0.1).state_dict()
+    graphed._optimizer.load_state_dict(plain)
+    with pytest.raises(ValueError, match="must be capturable"):
+        graphed(torch.zeros(2))
 
 
 def test_its_inputs_are_those_of_the_call():

@@ -292,14 +292,16 @@ def test_verdict_turns_at_five_points(gap, expected):
 @pytest.mark.parametrize(("val", "inv"), [(0.9, 0.85), (0.85, 0.8), (0.75, 0.7), (0.7, 0.65)])
 def test_five_points_are_five_points(val, inv):
     assert verdict(val - inv) == verdict(inv - val) == "balanced"
+    followed = followed_factors({"sex": 0.55}, {"y": 0.5, "sex": 0.5})
+    assert verdict(0.0, followed=followed) == "balanced"
 
 
 def test_a_factor_of_other_classes_is_not_followed():
     switched, chance = {"y": 0.6, "coil": 0.1}, {"y": 1 / 3, "coil": 0.25}
-    assert followed_factors(switched, chance, {"y": ["a", "b", "c"], "coil": ["1", "2", "3", "4"]}) == {}
+    assert followed_factors(switched, chance, classes={"y": ["a", "b", "c"], "coil": ["1", "2", "3", "4"]}) == {}
     # As many, though one of them is frequent: what a constant prediction gives does not count.
     classes = {"y": ["a", "b"], "sex": ["f", "m"]}
-    found = followed_factors({"y": 0.9, "sex": 0.75}, {"y": 0.5, "sex": 0.62}, classes)
+    found = followed_factors({"y": 0.9, "sex": 0.75}, {"y": 0.5, "sex": 0.62}, classes=classes)
     assert found == {"sex": pytest.approx(0.13)}
 
 
