@@ -223,7 +223,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         Per method: "name", "agreement", "seeds", "failed", and "values": a path of keys such as
         `("accuracy", "inv", "y")` or `("probes", "linear", "f_y", "sex")` to `(mean, half width)`, fractions.
-        `("gap_size",)` is that of the gap between Val and Inv without its sign.
+        `("gap_size",)` is that of the gap between Val and Inv without its sign, `("followed_size", factor)` that of what
+        `followed_factors` tells of a factor.
 
     Example:
         >>> rows = [{"name": "a", "seed": s, "agreement": None, "accuracy": {"inv": {"y": v}}} for s, v in enumerate((0.5, 0.7))]
@@ -238,9 +239,12 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for (name, agreement), members in groups.items():
         done = [row for row in members if "error" not in row]
         leaves = [dict(_leaves({key: row.get(key) for key in (*KEPT, "seconds")})) for row in done]
-        for leaf in leaves:
+        for leaf, row in zip(leaves, done, strict=True):
             if ("drop_val_inv",) in leaf:
                 leaf["gap_size",] = abs(leaf["drop_val_inv",])
+            chance = (row.get("probes") or {}).get("chance") or {}
+            switched = (row.get("switched_labels") or {}).get("bal", {}).get("f_y", {})
+            leaf |= {("followed_size", name): abs(v) for name, v in followed_factors(switched, chance).items()}
         paths = dict.fromkeys(path for leaf in leaves for path in leaf)
         summaries.append(
             {
@@ -472,19 +476,16 @@ def _mean(values: Values, *path: str) -> float | None:
 
 
 def _verdict(values: Values, chance: Mapping[str, float]) -> str:
-    """The verdict over seeds, whose opposite gaps do not make up for each other."""
+    """The verdict over seeds, whose opposite gaps, and opposite shortcuts, do not make up for each other."""
     gap, size = _mean(values, "drop_val_inv"), _mean(values, "gap_size")
     if gap is None or size is None:
         return "-"
-    if abs(gap) <= FEW_POINTS < size:
-        return "differs between seeds"
     switched = {path[-1]: mean for path, (mean, _) in values.items() if path[:3] == ("switched_labels", "bal", "f_y")}
-    return verdict(
-        gap,
-        balanced=_mean(values, "accuracy", "bal", "y"),
-        chance=chance.get("y"),
-        followed=followed_factors(switched, chance),
-    )
+    followed = followed_factors(switched, chance)
+    word = verdict(gap, balanced=_mean(values, "accuracy", "bal", "y"), chance=chance.get("y"), followed=followed)
+    sizes = [mean for path, (mean, _) in values.items() if path[0] == "followed_size"]
+    apart = size > FEW_POINTS or (word != "hidden shortcut" and max(sizes, default=0) > FEW_POINTS)
+    return "differs between seeds" if abs(gap) <= FEW_POINTS and apart else word
 
 
 def _lambda(config: Mapping[str, Any]) -> str:
@@ -525,7 +526,8 @@ def _summary(
         "The verdict is on the mean gap: a shortcut above 5 points, over-corrected below -5; where it is "
         "within 5 points but its mean size is not, as one seed makes up for another, it differs between seeds; without a "
         "gap, a shortcut is hidden where the predictions of y on Bal follow a factor, or go against it, by more than 5 "
-        "points (see the switched labels, where they were recorded). The leak "
+        "points (see the switched labels, where they were recorded); where the mean over seeds does not, but its mean size "
+        "does, it differs between seeds. The leak "
         "is the factor that a linear probe reads best from f_y, in points above chance. lambda: the weight of the "
         "dependence term, which a bundle may set for each method, and then for its second part.",
         [

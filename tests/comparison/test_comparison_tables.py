@@ -73,6 +73,19 @@ def test_opposite_failures_of_seeds_do_not_cancel_to_a_verdict():
     assert [line[size] for line in table.lines] == ["28.7 ± 33.1", "2.7 ± 3.8", "18.5 ± 146.1"]
 
 
+def test_opposite_hidden_shortcuts_of_seeds_do_not_cancel_to_balanced():
+    def follows(name, *shares):
+        return [
+            row(name, seed, 0.89, switched_labels={"bal": {"f_y": {"y": 0.8, "sex": share}}})
+            for seed, share in enumerate(shares)
+        ]
+
+    rows = [*follows("a", 0.62, 0.39), *follows("b", 0.53, 0.48), *follows("c", 0.70, 0.44)]
+    verdicts = {line[0]: line[1] for line in glance(rows).lines}
+    assert verdicts == {"a": "differs between seeds", "b": "balanced", "c": "hidden shortcut"}
+    assert glance(follows("a", 0.62)).lines[0][1] == glance(follows("a", 0.39)).lines[0][1] == "hidden shortcut"
+
+
 def test_nothing_finished():
     assert "No run finished: a seed 0: x" in format_tables([{"name": "a", "seed": 0, "error": "x"}])
 
