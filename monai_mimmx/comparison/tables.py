@@ -670,17 +670,22 @@ def _differences(done: Sequence[Mapping[str, Any]]) -> ScoreTable | None:
     differences = {
         path: paired_differences(done, reference, path, size=path == ("drop_val_inv",)) for path in scores.values()
     }
+    seeds: dict[tuple[str, float | None], set[int]] = {}
+    for row in done:
+        seeds.setdefault((row["name"], row.get("agreement")), set()).add(row["seed"])
     lines = []
     for name, agreement in dict.fromkeys(key for found in differences.values() for key in found):
         values = {path: found[name, agreement] for path, found in differences.items() if (name, agreement) in found}
         title = row_title({"name": name, "agreement": agreement})
-        lines.append([title, *(_number(values, *path, sign=True) for path in scores.values())])
+        pairs = len(seeds[name, agreement] & seeds[reference, agreement])
+        lines.append([title, str(pairs), *(_number(values, *path, sign=True) for path in scores.values())])
     if not lines:
         return None
     return ScoreTable(
         "differences",
         "Paired differences",
-        f"Difference to {reference} with the same seed, in points, mean ± half the 95 % interval over seeds.",
-        ["method", *scores],
+        f"Difference to {reference} with the same seed, in points, mean ± half the 95 % interval over seeds. Pairs: seeds that "
+        "both have.",
+        ["method", "pairs", *scores],
         lines,
     )

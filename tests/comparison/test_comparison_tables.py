@@ -98,18 +98,24 @@ def test_differences_are_paired_by_seed():
     over = [row("rebalance", 0, 0.95), row("mimmx", 0, 0.87)]  # gaps -0.05 and +0.03
     assert paired_differences(over, "rebalance", ("drop_val_inv",), size=True)["mimmx", None][0] == pytest.approx(-0.02)
     assert "Difference to rebalance with the same seed" in format_tables(rows)
-    assert "| mimmx | +0.0 ± 0.0 | +3.0 ± 2.5 | +0.0 ± 0.0 | -3.0 ± 2.5 | +0.0 ± 0.0 |" in format_tables(rows)
+    assert "| mimmx | 3 | +0.0 ± 0.0 | +3.0 ± 2.5 | +0.0 ± 0.0 | -3.0 ± 2.5 | +0.0 ± 0.0 |" in format_tables(rows)
 
 
 def test_nothing_is_less_than_nothing():
     rows = [row("baseline", seed, 0.5) for seed in range(2)] + [row("mimmx", seed, 0.4998) for seed in range(2)]
-    assert "| mimmx | +0.0 ± 0.0 | +0.0 ± 0.0 |" in format_tables(rows) and "-0.0" not in format_tables(rows)
+    assert "| mimmx | 2 | +0.0 ± 0.0 | +0.0 ± 0.0 |" in format_tables(rows) and "-0.0" not in format_tables(rows)
 
 
 def test_differences_need_a_pair():
     assert "Difference" not in format_tables([row("a", 0, 0.5)])
     apart = [row("baseline", 0, 0.5), row("mimmx", 1, 0.8)]
     assert "Difference" not in format_tables(apart) and paired_differences(apart, "baseline", ("drop_val_inv",)) == {}
+
+
+def test_differences_tell_of_how_many_pairs_they_are():
+    rows = [row("rebalance", 0, 0.8), *(row("baseline", seed, 0.5) for seed in range(2)), row("mimmx", 7, 0.9)]
+    (table,) = (table for table in make_tables(rows) if table.name == "differences")
+    assert table.header[1] == "pairs" and [line[:3] for line in table.lines] == [["baseline", "1", "+0.0"]]
 
 
 def test_switched_labels_stand_beside_chance():
