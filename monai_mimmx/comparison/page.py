@@ -35,7 +35,8 @@ CAPTIONS = {
     "gaps": "Accuracy of y on the three test sets: the bar from Val to Inv is what the spurious factors do to a method. "
     "Small marks: single seeds. Hollow: published figures, on other data.",
     "leaks": "What fresh probes read from f_y, mean over seeds: y should be read, the factors not. White is chance.",
-    "courses": "The courses of the trainings, lowest seed of each method.",
+    "courses": "The courses of the trainings, lowest seed of each method. The mutual information is the mean over the factors, "
+    "weighted by attention where there is any.",
     "strength": "Scores over the strength of the spurious correlation in training, mean over seeds.",
 }
 OF_RUN = {

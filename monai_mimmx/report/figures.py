@@ -158,15 +158,16 @@ def training_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     its weight lambda, the attention weights, and the accuracy on the select set. Panels without data are left out.
 
     Args:
-        history: a row per epoch with "epoch" and any of "loss_<task>", "gamma_<task>", "mi", "mi_<factor>", "lambda",
-            "attention_<factor>", "select_accuracy_<task>", "select_robust" (what the model is selected by).
+        history: a row per epoch with "epoch" and any of "loss_<task>", "gamma_<task>", "mi" (the mean of the factors'
+            terms, weighted by attention), "mi_<factor>", "lambda", "attention_<factor>", "select_accuracy_<task>",
+            "select_robust" (what the model is selected by).
     """
     select = _series(history, "select_accuracy_")
     if robust := _series(history, "select_robust").get(""):
         select = {**select, "y, robust": robust}
     mi = _series(history, "mi_")
-    if total := _series(history, "mi").get(""):
-        mi = {"total MI": total, **mi}
+    if mean := _series(history, "mi").get(""):
+        mi = {"weighted mean MI": mean, **mi}
     weight = _series(history, "lambda").get("")
     panels = [
         ("task loss (cross-entropy, nats)", _series(history, "loss_")),

@@ -212,6 +212,11 @@ def test_training_leaves_out_panels_without_data():
     assert texts_of(training_figure([])) == ["no training history"]
 
 
+def test_the_mean_over_the_factors_is_called_one():
+    figure = training_figure([{"epoch": n, "mi": 0.2, "mi_sex": 0.1, "mi_age": 0.3} for n in (1, 2)])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["weighted mean MI", "sex", "age"]
+
+
 def test_training_joins_epochs_that_lack_a_value_with_a_gap():
     figure = training_figure([{"epoch": 1, "mi": 0.5}, {"epoch": 2}, {"epoch": 3, "mi": 0.1}])
     np.testing.assert_array_equal(axes_of(figure)[0].lines[0].get_ydata(), [0.5, np.nan, 0.1])
