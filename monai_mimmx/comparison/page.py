@@ -204,7 +204,7 @@ def _first_runs(folder: Path, done: Sequence[Mapping[str, Any]]) -> dict[str, tu
 
 
 def _single_runs(runs: Mapping[str, tuple[int, Path]]) -> str:
-    """The pictures that the runs have written, a fold-out per method, and those of the data once."""
+    """The pictures that the runs have written, a fold-out per method, and those of the data once for every agreement."""
     html = ""
     for name, (seed, path) in runs.items():
         pictures = _run_pictures(path, OF_RUN)
@@ -212,9 +212,14 @@ def _single_runs(runs: Mapping[str, tuple[int, Path]]) -> str:
             html += f"<details><summary>{escape(name)}, seed {seed}</summary>{pictures}</details>\n"
     if html:
         html = section("Features of each method", "Fold out a method to see its features and its training.") + html
-    for _, path in list(runs.values())[:1]:
-        if pictures := _run_pictures(path, OF_DATA):
-            html += section("Data", "") + pictures
+    data: dict[float | None, str] = {}
+    for _, path in runs.values():
+        if (agreement := swept_agreement(read_run(path / "run.json"))) not in data:
+            data[agreement] = _run_pictures(path, OF_DATA)
+    for agreement, pictures in data.items():
+        if pictures:
+            note = "" if agreement is None else f"With an agreement of {agreement:g} in training."
+            html += section("Data", note) + pictures
     return html
 
 

@@ -98,6 +98,16 @@ def test_files_beside_the_page(folder):
     assert len(json.loads((folder / "rows.json").read_text())) == 6
 
 
+def test_data_are_shown_of_every_agreement_of_a_sweep(tmp_path):
+    for agreement in (0.6, 0.9):
+        for name in ("baseline", "rebalance"):
+            add_run(tmp_path, name, 0, 0.9 - agreement / 10, agreement=agreement)
+    write_comparison(tmp_path)
+    told = re.findall(r"<h2>Data</h2><p class=note>(.*?)</p>", page_of(tmp_path))
+    assert told == ["With an agreement of 0.6 in training.", "With an agreement of 0.9 in training."]
+    assert page_of(tmp_path).count('id="figure-cooccurrence"') == 2
+
+
 def test_strength_curves_where_the_agreement_was_swept(folder):
     write_comparison(folder)
     assert 'id="figure-strength"' not in page_of(folder)
