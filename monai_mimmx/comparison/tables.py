@@ -21,7 +21,7 @@ from monai_mimmx.comparison.methods import METHODS
 from monai_mimmx.comparison.runner import failure, read_metrics, read_run
 from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, followed_factors, signed_points, verdict
 from monai_mimmx.losses.dependence import WITHOUT_DEPENDENCE
-from monai_mimmx.report.page import markdown_table
+from monai_mimmx.report.page import markdown_table, markdown_text
 
 __all__ = [
     "ScoreTable",
@@ -383,13 +383,14 @@ def format_tables(
     Example:
         `print(format_tables(collect_rows("out/brain_age")))`
     """
+    errors = (row for row in rows if "error" in row and "same_as" not in row)
+    failed = markdown_text("; ".join(f"{row_title(row)} seed {row['seed']}: {row['error']}" for row in errors))
     if all("error" in row for row in rows):
-        return "No run finished: " + "; ".join(f"{row['name']} seed {row['seed']}: {row['error']}" for row in rows)
+        return f"No run finished: {failed}"
     tables = make_tables(rows, published) if tables is None else tables
-    parts = notes(rows, published) + [table.markdown() for table in tables]
-    failed = [f"{row['name']} seed {row['seed']}: {row['error']}" for row in rows if "error" in row]
+    parts = [*map(markdown_text, notes(rows, published)), *(table.markdown() for table in tables)]
     if failed:
-        parts.append("Failed runs: " + "; ".join(failed))
+        parts.append(f"Failed runs: {failed}")
     return "\n\n".join(parts)
 
 

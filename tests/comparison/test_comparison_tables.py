@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -88,6 +89,23 @@ def test_opposite_hidden_shortcuts_of_seeds_do_not_cancel_to_balanced():
 
 def test_nothing_finished():
     assert "No run finished: a seed 0: x" in format_tables([{"name": "a", "seed": 0, "error": "x"}])
+
+
+def test_names_and_errors_are_no_tags():
+    probes = {"linear": {"f_y": {"<b>sex": 0.6}}, "chance": {"y": 0.5, "<b>sex": 0.5}}
+    rows = [row("mimmx", n, 0.9, task_names=["sick", "<b>sex"], version=f"<i>{n}", probes=probes) for n in range(2)]
+    rows.append({"name": "dcor", "seed": 0, "error": "expected <module>"})
+    text = format_tables(rows)
+    assert "f_&lt;b>sex" in text and "&lt;i>1" in text and "dcor seed 0: expected &lt;module>" in text
+    assert not re.search("<[a-z]", text) and "&lt;module>" in format_tables(rows[2:])
+
+
+def test_a_failed_run_of_two_names_is_told_once():
+    failed = {"name": "mimmx_balanced", "seed": 0, "agreement": 0.9, "error": "no memory"}
+    alias = failed | {"name": "mimmx_balanced_conditional", "same_as": "mimmx_balanced"}
+    for more in ([row("mimmx", 0, 0.9)], []):
+        text = format_tables([*more, failed, alias])
+        assert text.count("no memory") == 1 and "mimmx_balanced @ 0.9 seed 0: no memory" in text
 
 
 def test_differences_are_paired_by_seed():
