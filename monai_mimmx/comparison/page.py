@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -16,6 +17,7 @@ from monai_mimmx.comparison.runner import read_run
 from monai_mimmx.comparison.tables import (
     collect_rows,
     format_tables,
+    is_finished,
     make_tables,
     notes,
     recorded_runs,
@@ -73,7 +75,7 @@ def write_comparison(
     """
     folder = Path(folder)
     rows = collect_rows(folder)
-    done = [row for row in rows if "error" not in row]
+    done = [row for row in rows if is_finished(row)]
     tables = make_tables(rows, published) if done else []
     write_json(folder / "rows.json", rows)
     write_text(folder / "tables.md", format_tables(rows, published, tables) + "\n")
@@ -81,7 +83,7 @@ def write_comparison(
     title = title or f"Comparison of methods: {folder.resolve().name}"
     own = [row for row in rows if "same_as" not in row]
     failed = [(row_title(row), row["seed"], row["error"]) for row in own if "error" in row]
-    body = ""
+    body = "".join(f"<p>{escape(note)}</p>" for note in notes(rows, published))
     before = (*(folder / f"{name}.png" for name in CAPTIONS), *folder.glob("table_*.csv"))
     for stale in before:  # what is not written again would look like this page's
         stale.unlink(missing_ok=True)
@@ -92,7 +94,6 @@ def write_comparison(
         figures = _figures([row for row in done if "same_as" not in row], published, runs)
         paths = save_figures(figures, folder)
         pictures = {path.stem: picture(path.stem, path.read_bytes(), CAPTIONS[path.stem]) for path in paths}
-        body += "".join(f"<p>{escape(note)}</p>" for note in notes(rows, published))
         after = {"summary": "gaps", "accuracy": "strength", "probes_linear": "leaks"}
         for table in tables:
             kind = "words" if table.name == "summary" else ""
@@ -107,8 +108,10 @@ def write_comparison(
             "Their last line, or all problems that they told; log.txt in the run's folder holds all that it printed.",
         )
         body += html_table(["method", "seed", "error"], failed, kind="settings")
-    counts = f"{len(own) - len(failed)} runs finished, {len(failed)} failed"
-    return write_page(folder, body, title=title, subtitle=counts)
+    outcomes = Counter(row.get("missing", "failed" if "error" in row else "finished") for row in own)
+    counts = [f"{outcomes.pop(name, 0)} {told}" for name, told in (("finished", "runs finished"), ("failed", "failed"))]
+    counts += [f"{number} {name}" for name, number in outcomes.items()]
+    return write_page(folder, body, title=title, subtitle=", ".join(counts))
 
 
 def write_results(folder: str | os.PathLike[str], docs: str | os.PathLike[str]) -> Path:

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from monai_mimmx.comparison.methods import METHODS
-from monai_mimmx.comparison.runner import failure, read_metrics, read_run
+from monai_mimmx.comparison.runner import failure, read_metrics, read_plan, read_run
 from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, followed_factors, signed_points, verdict
 from monai_mimmx.losses.dependence import WITHOUT_DEPENDENCE
 from monai_mimmx.report.page import markdown_table, markdown_text
@@ -107,18 +107,24 @@ def recorded_runs(folder: str | os.PathLike[str]) -> list[Path]:
     )
 
 
+def is_finished(row: Mapping[str, Any]) -> bool:
+    """Whether a row of `collect_rows` has scores: its run has neither failed nor is it missing."""
+    return "error" not in row and "missing" not in row
+
+
 def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
-    One row for every finished or failed run below a comparison's folder.
+    One row for every run below a comparison's folder, or that it was to run.
 
     Args:
         folder: the comparison's `output_dir`; or one that only holds the `rows.json` of a comparison.
 
     Returns:
         Rows with "name", "seed", "agreement" (None: the bundle's own), "config", "seconds", "version", "commit" and the
-        scores as in `metrics.json`; of a failed run "name", "seed", "agreement" and "error" (see `failure`). A run whose
-        `metrics.json` cannot be read is a failed one. A method that was not run because it is the same setting as another
-        has that one's rows, with its name in "same_as".
+        scores as in `metrics.json`; of a failed run "name", "seed", "agreement" and "error" (see `failure`); of one
+        that goes on, or was killed with its comparison, "missing": "not finished", and of a planned one without a folder "not
+        begun". A run whose `metrics.json` cannot be read is a failed one. A method that was not run because it is the same
+        setting as another has that one's rows, with its name in "same_as".
 
     Raises:
         FileNotFoundError: if there is no run.
@@ -126,27 +132,25 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Example:
         `rows = collect_rows("out/brain_age")`
     """
-    planned = recorded_runs(folder)
+    begun = recorded_runs(folder)
     recorded = Path(folder) / "rows.json"
-    if not planned and recorded.is_file():
+    if not begun and recorded.is_file():
         try:
             return json.loads(recorded.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{recorded} is not whole: {error}") from error
-    runs = [(path, read_run(path)) for path in planned]
     own: dict[tuple, dict[str, Any]] = {}
     same: dict[tuple, dict[str, Any]] = {}
-    for path, run in runs:
-        if (scores := _scores(path.parent)) is None:
-            continue
+    runs = [(run, {"missing": "not begun"}) for run in read_plan(folder)]
+    for run, scores in [*runs, *((read_run(path), _scores(path.parent)) for path in begun)]:
         seed, agreement = run["seed"], swept_agreement(run)
         row = {"name": run["name"], "seed": seed, "agreement": agreement, **scores}
         own[run["name"], agreement, seed] = row
         for name in run.get("aliases", ()):
             same[name, agreement, seed] = {**row, "name": name, "same_as": run["name"]}
-    # What a method's own run has comes first, unless that failed and the one it is the same as did not.
-    rows = [row for key, row in own.items() if "error" not in row or "error" in same.get(key, row)]
-    rows += [row for key, row in same.items() if key not in own or ("error" in own[key] and "error" not in row)]
+    # What a method's own run has comes first, unless only the one it is the same as is finished.
+    rows = [row for key, row in own.items() if is_finished(row) or not is_finished(same.get(key, row))]
+    rows += [row for key, row in same.items() if key not in own or (is_finished(row) and not is_finished(own[key]))]
     if not rows:
         alone = any(True for _ in Path(folder).rglob("metrics.json"))
         told = (
@@ -156,15 +160,15 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (_place(row["name"]), row["agreement"] or 0, row["seed"]))
 
 
-def _scores(folder: Path) -> dict[str, Any] | None:
-    """What a run has for its row: its scores, or its error; nothing while it goes on."""
+def _scores(folder: Path) -> dict[str, Any]:
+    """What a run has for its row: its scores, its error, or that it is not finished."""
     try:
         metrics = read_metrics(folder / "metrics.json")
     except ValueError as error:
         return {"error": str(error)}
     except FileNotFoundError:
         if not (folder / "error.json").is_file():
-            return None
+            return {"missing": "not finished"}
         stored = json.loads((folder / "error.json").read_text(encoding="utf-8"))
         return {"error": failure(stored["status"], stored["lines"])}
     config = {key: value for key, value in metrics["config"].items() if key not in ("output_dir", "device")}
@@ -218,7 +222,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Mean and 95 % interval over seeds, for every method (and agreement) in the order of the rows.
 
     Args:
-        rows: of `collect_rows`; failed ones are counted.
+        rows: of `collect_rows`; failed ones are counted, missing ones left out.
 
     Returns:
         Per method: "name", "agreement", "seeds", "failed", and "values": a path of keys such as
@@ -237,7 +241,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         groups.setdefault((row["name"], row.get("agreement")), []).append(row)
     summaries = []
     for (name, agreement), members in groups.items():
-        done = [row for row in members if "error" not in row]
+        done = [row for row in members if is_finished(row)]
         leaves = [dict(_leaves({key: row.get(key) for key in (*KEPT, "seconds")})) for row in done]
         for leaf, row in zip(leaves, done, strict=True):
             if ("drop_val_inv",) in leaf:
@@ -251,7 +255,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "name": name,
                 "agreement": agreement,
                 "seeds": len(done),
-                "failed": len(members) - len(done),
+                "failed": sum("error" in row for row in members),
                 "values": {path: _interval([leaf[path] for leaf in leaves if path in leaf]) for path in paths},
             }
         )
@@ -268,7 +272,7 @@ def paired_differences(
     the difference varies less than either score.
 
     Args:
-        rows: of `collect_rows`; failed ones are left out.
+        rows: of `collect_rows`; those without scores are left out.
         reference: name of the method that is subtracted.
         path: keys of the score, such as `("accuracy", "inv", "y")`.
         size: compare absolute values, for a signed score such as the gap.
@@ -289,7 +293,7 @@ def paired_differences(
             value = value.get(key) if isinstance(value, Mapping) else None
         return abs(value) if size and value is not None else value
 
-    scores = [(row, score(row)) for row in rows if "error" not in row]
+    scores = [(row, score(row)) for row in rows if is_finished(row)]
     references = {(row.get("agreement"), row["seed"]): value for row, value in scores if row["name"] == reference}
     found: dict[tuple[str, float | None], list[float]] = {}
     for row, value in scores:
@@ -336,7 +340,7 @@ def make_tables(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[s
     Example:
         `for table in make_tables(collect_rows("out/brain_age")): print(table.markdown())`
     """
-    done = [row for row in rows if "error" not in row]
+    done = [row for row in rows if is_finished(row)]
     if not done:
         raise ValueError("there is no finished run to make a table of")
     tasks = ["y", *done[0]["task_names"][1:]]
@@ -385,10 +389,11 @@ def format_tables(
     """
     errors = (row for row in rows if "error" in row and "same_as" not in row)
     failed = markdown_text("; ".join(f"{row_title(row)} seed {row['seed']}: {row['error']}" for row in errors))
-    if all("error" in row for row in rows):
-        return f"No run finished: {failed}"
+    parts = [markdown_text(note) for note in notes(rows, published)]
+    if not any(is_finished(row) for row in rows):
+        return "\n\n".join([f"No run finished{': ' if failed else '.'}{failed}", *parts])
     tables = make_tables(rows, published) if tables is None else tables
-    parts = [*map(markdown_text, notes(rows, published)), *(table.markdown() for table in tables)]
+    parts += [table.markdown() for table in tables]
     if failed:
         parts.append(f"Failed runs: {failed}")
     return "\n\n".join(parts)
@@ -396,14 +401,14 @@ def format_tables(
 
 def notes(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """
-    What a reader of the tables must know: sizes, missing intervals, methods that are one setting, runs of another precision
+    What a reader of the tables must know: missing runs, sizes, missing intervals, methods that are one setting, runs of another precision
     or that may not be comparable, the source of published rows.
     """
-    done = [row for row in rows if "error" not in row]
+    done = [row for row in rows if is_finished(row)]
     sizes: dict[str, list[str]] = {}
     for row in done:
         sizes.setdefault(_size(row), []).append(row_title(row))
-    told = []
+    told = [_missing(rows)] if any("missing" in row for row in rows) else []
     for size, names in sizes.items():
         which = "" if len(sizes) == 1 else f" ({', '.join(dict.fromkeys(names))})"
         told.append(f"Measured{which}: {size}.")
@@ -442,6 +447,20 @@ def notes(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, An
         for source in dict.fromkeys(row["source"] for row in published if row["name"] in seen)
     ]
     return told
+
+
+def _missing(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many runs are missing of those that were planned, and which, in words."""
+    own = [row for row in rows if "same_as" not in row]
+    missing: dict[str, dict[str, list[str]]] = {}
+    for row in own:
+        if "missing" in row:
+            missing.setdefault(row["missing"], {}).setdefault(row_title(row), []).append(str(row["seed"]))
+    which = "; ".join(
+        f"{outcome}: " + ", ".join(f"{name} {' '.join(seeds)}" for name, seeds in names.items())
+        for outcome, names in missing.items()
+    )
+    return f"Of {len(own)} planned runs, {sum('missing' in row for row in own)} missing (method and seeds): {which}."
 
 
 def _same(done: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -513,6 +532,7 @@ def _summary(
             [
                 summary["title"],
                 _verdict(values, chance),
+                str(summary["seeds"]),
                 _number(values, "drop_val_inv", sign=True),
                 _number(values, "gap_size"),
                 _number(values, "accuracy", "bal", "y"),
@@ -534,6 +554,7 @@ def _summary(
         [
             "method",
             "verdict",
+            "seeds",
             "y Val - Inv",
             "size of y Val - Inv",
             "y Bal",

@@ -72,10 +72,10 @@ def test_page_holds_tables_verdicts_and_pictures(folder, tmp_path):
     page = write_comparison(folder, read_published(tmp_path / "bundle/docs/published.json"))
     html = page_of(folder)
     assert page == folder / "report.html" and "6 runs finished, 0 failed" in html
-    assert "<td>baseline</td><td>shortcut</td><td>+60.0 ± 0.0</td>" in html and "<td>sex +5.0</td><td>-</td>" in html
+    assert "<td>baseline</td><td>shortcut</td><td>2</td><td>+60.0 ± 0.0</td>" in html and "<td>sex +5.0</td><td>-</td>" in html
     assert "<td>sex +5.0</td><td>1.5</td>" in html
     assert "<td>mimmx</td><td>balanced</td>" in html
-    assert "<td>mimmx_dls</td><td>over-corrected (anti-shortcut)</td><td>-7.0 ± 0.0</td>" in html
+    assert "<td>mimmx_dls</td><td>over-corrected (anti-shortcut)</td><td>2</td><td>-7.0 ± 0.0</td>" in html
     assert "<td>mimmx, published</td><td>-</td><td>84.2</td><td>82.8</td><td>-</td>" in html
     assert "dcor" not in html  # published, but not run here
     assert "<td>DLS yes, CAW yes</td><td>90.0 ± 0.0</td>" in html and "+1.4</td></tr>" in html
@@ -144,6 +144,29 @@ def test_failed_and_half_written_runs_are_named(folder):
     html = page_of(folder)
     assert "6 runs finished, 2 failed" in html and "&lt;b&gt;out of memory&lt;/b&gt;" in html
     assert "mmd/seed_0/metrics.json is not whole" in html
+
+
+def test_runs_that_are_missing_are_told(folder):
+    killed = add_run(folder, "dcor", 3, 0.5)
+    (killed / "metrics.json").unlink()
+    write_comparison(folder)  # of a folder without a plan
+    told = "Of 7 planned runs, 1 missing (method and seeds): not finished: dcor 3."
+    assert "6 runs finished, 0 failed, 1 not finished" in page_of(folder) and told in page_of(folder)
+    plan = [{"name": "mimmx", "seed": seed, "agreement": None, "options": {}, "aliases": ["x"]} for seed in range(4)]
+    (folder / "plan.json").write_text(json.dumps({"runs": plan}))
+    write_comparison(folder)
+    told = "Of 9 planned runs, 3 missing (method and seeds): not finished: dcor 3; not begun: mimmx 2 3."
+    for text in (page_of(folder), (folder / "tables.md").read_text()):
+        assert told in text and "| dcor" not in text
+    assert "6 runs finished, 0 failed, 1 not finished, 2 not begun" in page_of(folder)
+    docs = write_results(folder, folder / "docs").parent
+    write_comparison(docs)
+    assert told in page_of(docs)
+    for name in ("baseline", "mimmx", "mimmx_dls"):
+        shutil.rmtree(folder / name)
+    write_comparison(folder)
+    assert (folder / "tables.md").read_text().startswith("No run finished.\n\nOf 5 planned runs, 5 missing")
+    assert "0 runs finished, 0 failed, 1 not finished, 4 not begun" in page_of(folder)
 
 
 def test_nothing_finished_is_said(tmp_path):

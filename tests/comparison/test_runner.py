@@ -184,6 +184,24 @@ def test_half_written_metrics_are_run_again(bundle):
     assert made[0].is_finished
 
 
+def test_planned_runs_that_never_began_are_told(bundle):
+    output, started = bundle.parent / "out", []
+
+    def stop(line):
+        started.append(line)
+        raise KeyboardInterrupt
+
+    made = [quick(run) for run in runs(bundle, "baseline", "rebalance", "groupdro", seeds=[0, 1])]
+    with pytest.raises(KeyboardInterrupt):
+        execute_runs(made, progress=False, report=stop)
+    rows = collect_rows(output)
+    assert len(started) == 1 and len(rows) == 6 and sum("missing" in row for row in rows) >= 4
+    execute_runs([quick(run) for run in runs(bundle, "dcor")], progress=False, report=lambda line: None)
+    assert len(collect_rows(output)) == 7  # a later call with other methods leaves the plan as it was
+    execute_runs(made, progress=False, report=lambda line: None)
+    assert not any("missing" in row for row in collect_rows(output))
+
+
 def test_other_options_in_the_same_folder_are_refused(bundle):
     execute_runs([quick(run) for run in runs(bundle, "baseline")], progress=False, report=lambda line: None)
     with pytest.raises(ValueError, match="with other options .wait: None there, 1 now.: name another output_dir"):
