@@ -27,7 +27,17 @@ from monai_mimmx.data.cohort_folder import available_cpus
 from monai_mimmx.errors import root_cause
 from monai_mimmx.files import locked, write_json
 
-__all__ = ["PlannedRun", "check_runs", "execute_runs", "failure", "is_running", "plan_runs", "read_metrics", "read_plan", "read_run"]
+__all__ = [
+    "PlannedRun",
+    "check_runs",
+    "execute_runs",
+    "failure",
+    "is_running",
+    "plan_runs",
+    "read_metrics",
+    "read_plan",
+    "read_run",
+]
 
 NEEDED = ("accuracy", "config", "n", "probes", "seconds", "task_names", "version")
 """What a finished run's metrics hold at least."""

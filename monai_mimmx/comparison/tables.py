@@ -10,7 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from monai_mimmx.comparison.methods import METHODS
 from monai_mimmx.comparison.runner import failure, read_metrics, read_plan, read_run
 from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, followed_factors, signed_points, verdict
 from monai_mimmx.losses.dependence import WITHOUT_DEPENDENCE
+from monai_mimmx.report.html import NOT_INVERTED
 from monai_mimmx.report.page import markdown_table, markdown_text
 
 __all__ = [
@@ -47,6 +48,12 @@ KEPT = (
     "probes",
     "mi",
     "epochs",
+)
+VERDICTS = (
+    "The verdict is on the mean gap: a shortcut above 5 points, over-corrected below -5; where it is within 5 points but its "
+    "mean size is not, as one seed makes up for another, it differs between seeds; without a gap, a shortcut is hidden where "
+    "the predictions of y on Bal follow a factor, or go against it, by more than 5 points (see the switched labels, where they "
+    "were recorded); where the mean over seeds does not, but its mean size does, it differs between seeds."
 )
 Values = Mapping[tuple[str, ...], tuple[float, float]]
 
@@ -228,7 +235,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         Per method: "name", "agreement", "seeds", "failed", and "values": a path of keys such as
         `("accuracy", "inv", "y")` or `("probes", "linear", "f_y", "sex")` to `(mean, half width)`, fractions.
         `("gap_size",)` is that of the gap between Val and Inv without its sign, `("followed_size", factor)` that of what
-        `followed_factors` tells of a factor.
+        `followed_factors` tells of a factor, and `("drop_val_bal",)` the loss from Val to Bal where there is no Inv.
 
     Example:
         >>> rows = [{"name": "a", "seed": s, "agreement": None, "accuracy": {"inv": {"y": v}}} for s, v in enumerate((0.5, 0.7))]
@@ -246,6 +253,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for leaf, row in zip(leaves, done, strict=True):
             if ("drop_val_inv",) in leaf:
                 leaf["gap_size",] = abs(leaf["drop_val_inv",])
+            elif {val := ("accuracy", "val", "y"), bal := ("accuracy", "bal", "y")} <= {*leaf}:
+                leaf["drop_val_bal",] = leaf[val] - leaf[bal]
             chance = (row.get("probes") or {}).get("chance") or {}
             switched = (row.get("switched_labels") or {}).get("bal", {}).get("f_y", {})
             leaf |= {("followed_size", name): abs(v) for name, v in followed_factors(switched, chance).items()}
@@ -353,8 +362,8 @@ def make_tables(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[s
     both = sorted(summaries + beside, key=lambda summary: (_place(summary["name"]), summary["seeds"] is None))
     chance = {path[0]: value for path, value in _leaves(done[0]["probes"]["chance"])}
     tables = [
-        _summary(summaries, tasks, chance, {row["name"]: row.get("config") or {} for row in done}),
-        _accuracies(both, tasks),
+        _summary(summaries, tasks, chance, {row["name"]: row.get("config") or {} for row in done}, inv=has_inv(done)),
+        _accuracies(both, tasks, inv=has_inv(done)),
         _ranking(summaries),
         _matrix(
             both, tasks, chance, ("probes", "linear"), "Disentanglement", "fresh linear probes read from each block"
@@ -368,7 +377,24 @@ def make_tables(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[s
         _ablation(summaries, beside),
         _differences(done),
     ]
-    return [table for table in tables if table is not None]
+    return [_shown(table) for table in tables if table is not None]
+
+
+def _shown(table: ScoreTable) -> ScoreTable:
+    """The table without columns on Inv, and of verdicts, that have no value."""
+    kept = [
+        n
+        for n, name in enumerate(table.header)
+        if not ("Inv" in name or name == "verdict") or any(line[n] != "-" for line in table.lines)
+    ]
+    return replace(
+        table, header=[table.header[n] for n in kept], lines=[[line[n] for n in kept] for line in table.lines]
+    )
+
+
+def has_inv(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any run was tested where a factor is turned round, which needs one with an agreement."""
+    return any("inv" in row.get("accuracy", ()) for row in rows)
 
 
 def format_tables(
@@ -519,6 +545,8 @@ def _summary(
     tasks: Sequence[str],
     chance: Mapping[str, float],
     configs: Mapping[str, Mapping[str, Any]],
+    *,
+    inv: bool,
 ) -> ScoreTable:
     lines = []
     for summary in summaries:
@@ -533,7 +561,7 @@ def _summary(
                 summary["title"],
                 _verdict(values, chance),
                 str(summary["seeds"]),
-                _number(values, "drop_val_inv", sign=True),
+                _number(values, "drop_val_inv" if inv else "drop_val_bal", sign=True),
                 _number(values, "gap_size"),
                 _number(values, "accuracy", "bal", "y"),
                 _number(values, "worst_group", "bal", "accuracy"),
@@ -544,18 +572,14 @@ def _summary(
     return ScoreTable(
         "summary",
         "At a glance",
-        "The verdict is on the mean gap: a shortcut above 5 points, over-corrected below -5; where it is "
-        "within 5 points but its mean size is not, as one seed makes up for another, it differs between seeds; without a "
-        "gap, a shortcut is hidden where the predictions of y on Bal follow a factor, or go against it, by more than 5 "
-        "points (see the switched labels, where they were recorded); where the mean over seeds does not, but its mean size "
-        "does, it differs between seeds. The leak "
+        f"{VERDICTS if inv else NOT_INVERTED} The leak "
         "is the factor that a linear probe reads best from f_y, in points above chance. lambda: the weight of the "
         "dependence term, which a bundle may set for each method, and then for its second part.",
         [
             "method",
             "verdict",
             "seeds",
-            "y Val - Inv",
+            f"y Val - {'Inv' if inv else 'Bal'}",
             "size of y Val - Inv",
             "y Bal",
             "worst group Bal",
@@ -566,14 +590,14 @@ def _summary(
     )
 
 
-def _accuracies(summaries: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> ScoreTable:
+def _accuracies(summaries: Sequence[Mapping[str, Any]], tasks: Sequence[str], *, inv: bool) -> ScoreTable:
     header = ["method", "seeds", *(f"{task} {title}" for task in tasks for title in SUBSET_TITLES.values())]
     lines = [
         [
             summary["title"],
             str(summary["seeds"] or "-"),
             *(_number(summary["values"], "accuracy", subset, task) for task in tasks for subset in SUBSET_TITLES),
-            _number(summary["values"], "drop_val_inv", sign=True),
+            _number(summary["values"], "drop_val_inv" if inv else "drop_val_bal", sign=True),
             _number(summary["values"], "worst_group", "bal", "accuracy"),
         ]
         for summary in summaries
@@ -581,9 +605,9 @@ def _accuracies(summaries: Sequence[Mapping[str, Any]], tasks: Sequence[str]) ->
     return ScoreTable(
         "accuracy",
         "Accuracy",
-        "Accuracy in %, mean ± half the 95 % interval over seeds. Val: correlated as in training; Inv: inverted; Bal: "
-        "none.",
-        [*header, "y Val - Inv", "worst group Bal"],
+        f"Accuracy in %, mean ± half the 95 % interval over seeds. Val: correlated as in training; {'Inv: inverted; ' if inv else ''}"
+        "Bal: none.",
+        [*header, f"y Val - {'Inv' if inv else 'Bal'}", "worst group Bal"],
         lines,
     )
 

@@ -335,6 +335,10 @@ def gap_figure(
     half = max(high - low, 10) / 2  # small differences are to look small
     middle = min((low + high) / 2, 102 - half)
     ax.set_xlim(middle - half, middle + half)
+    # The space beyond 0 and 100, for whole marks, is no part of the axis.
+    ends = max(middle - half, 0.0), min(middle + half, 100.0)
+    ax.set_xticks([tick for tick in ax.get_xticks() if ends[0] <= tick <= ends[1]])
+    ax.spines["bottom"].set_bounds(*ends)
     ax.set_xlabel("accuracy of y (%)", fontsize=SMALL)
     _plain(ax)
     ax.grid(axis="x", alpha=0.3)

@@ -72,7 +72,10 @@ def test_page_holds_tables_verdicts_and_pictures(folder, tmp_path):
     page = write_comparison(folder, read_published(tmp_path / "bundle/docs/published.json"))
     html = page_of(folder)
     assert page == folder / "report.html" and "6 runs finished, 0 failed" in html
-    assert "<td>baseline</td><td>shortcut</td><td>2</td><td>+60.0 ± 0.0</td>" in html and "<td>sex +5.0</td><td>-</td>" in html
+    assert (
+        "<td>baseline</td><td>shortcut</td><td>2</td><td>+60.0 ± 0.0</td>" in html
+        and "<td>sex +5.0</td><td>-</td>" in html
+    )
     assert "<td>sex +5.0</td><td>1.5</td>" in html
     assert "<td>mimmx</td><td>balanced</td>" in html
     assert "<td>mimmx_dls</td><td>over-corrected (anti-shortcut)</td><td>2</td><td>-7.0 ± 0.0</td>" in html
@@ -86,6 +89,33 @@ def test_page_holds_tables_verdicts_and_pictures(folder, tmp_path):
     assert html.count("<details>") == 3 and html.count('id="figure-tsne"') == 3
     assert html.count('id="figure-samples"') == 1
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<script", re.sub(r"base64,[^\"]*", "", html))
+
+
+def test_captions_name_what_is_drawn_only(folder, tmp_path):
+    published = read_published(tmp_path / "bundle/docs/published.json")
+    write_comparison(folder, published)
+    assert "Hollow: published figures" in page_of(folder) and "the bar from Val to Inv" in page_of(folder)
+    assert "Hollow: published" in write_results(folder, folder / "docs", published).read_text()
+    write_comparison(folder, [row for row in published if row["name"] == "dcor"])  # which was not run here
+    assert "Hollow" not in page_of(folder) and "Hollow" not in write_results(folder, folder / "docs").read_text()
+
+
+def test_natural_factors_alone_have_no_word_of_inv(tmp_path):
+    for name in ("baseline", "mimmx"):
+        for seed in range(2):
+            path = add_run(tmp_path, name, seed, 0.5) / "metrics.json"
+            metrics = json.loads(path.read_text())
+            del metrics["accuracy"]["inv"], metrics["auroc"]["inv"], metrics["drop_val_inv"], metrics["n"]["inv"]
+            path.write_text(json.dumps(metrics))
+    write_comparison(tmp_path)
+    text, html = (tmp_path / "tables.md").read_text(), page_of(tmp_path)
+    for words in (text, re.sub(r"base64,[^\"]*", "", html)):
+        assert (
+            not re.search(r"Val - Inv|Val to Inv|Inv:|y Inv|\bInv\b", words) and "Every factor has its natural" in words
+        )
+    assert "| method | seeds | y Val - Bal | y Bal |" in text and "| baseline | 2 | +10.0 ± 0.0 | 80.0 ± 0.0 |" in text
+    assert "| baseline | 2 | 90.0 ± 0.0 | 80.0 ± 0.0 | 100.0 ± 0.0 |" in text and '<table class="words">' not in html
+    assert "the verdict" not in text.lower()
 
 
 def test_files_beside_the_page(folder):

@@ -452,7 +452,7 @@ def test_compare_writes_tables(bundle, capsys):
     assert [row["name"] for row in json.loads((output / "rows.json").read_text())] == ["baseline", "dcor"]
     assert (
         f"report: {output / 'report.html'}" in printed
-        and "1 runs finished, 1 failed" in (output / "report.html").read_text()
+        and "1 run finished, 1 failed" in (output / "report.html").read_text()
     )
     assert json.loads((output / "baseline/seed_0/run.json").read_text())["bundle"] == str(bundle)
     docs = bundle / "docs"
@@ -462,6 +462,20 @@ def test_compare_writes_tables(bundle, capsys):
     (docs / "results.md").unlink()
     assert main(["report", str(docs), "--docs", str(docs)]) == 0  # from the rows alone
     assert (docs / "results.md").read_text() == results
+
+
+def test_an_interrupt_is_told_in_one_line(bundle, capsys, monkeypatch):
+    def interrupted(made, jobs):
+        execute_runs([quick(made[0])], progress=False, report=lambda line: None)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("monai_mimmx.__main__.execute_runs", interrupted)
+    output = str(bundle.parent / "out")
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "--bundle", str(bundle), "--output_dir", output, "--methods", "baseline", "--seeds", "3"])
+    assert stop.value.code == 130
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"interrupted: 1 of 3 runs are finished and kept in {output}; the same command goes on" in line
 
 
 def test_wrong_arguments_are_told(bundle, capsys, tmp_path):

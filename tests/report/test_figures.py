@@ -162,6 +162,9 @@ def test_marks_of_gaps_are_whole(values):
     (ax,) = figure.axes
     low, high = ax.get_xlim()
     assert high - low >= 10  # small differences look small
+    assert all(0 <= tick <= 100 for tick in ax.get_xticks()) and len(ax.get_xticks()) > 2
+    start, end = ax.spines["bottom"].get_bounds()
+    assert start >= 0 and end <= 100
     radius = 4.0 / 72 * figure.dpi  # of a mark of 55 square points
     for value in values:
         place = ax.transData.transform((100 * value, 0))[0]
