@@ -178,10 +178,11 @@ def _has_own_tasks(bundle: Path, output_dir: str | Path) -> bool:
 
 def _write(output_dir: str | Path, docs: str | Path | None = None) -> tuple[str, Path]:
     """Write the tables and the page of a comparison, what a bundle's docs show of it too; the tables and the page's path."""
-    page = write_comparison(output_dir, _published(output_dir, docs))
+    published = _published(output_dir, docs)
+    page = write_comparison(output_dir, published)
     tables = page.with_name("tables.md").read_text(encoding="utf-8").rstrip("\n")
     if docs is not None:
-        write_results(output_dir, docs)
+        write_results(output_dir, docs, published)
     return tables, page
 
 
@@ -224,7 +225,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for told in dict.fromkeys(f"{' and '.join(run.aliases)}: as {run.name} here" for run in runs if run.aliases):
             print(f"{told}, trained once", flush=True)
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the runs on the way out
-        counts = execute_runs(runs, jobs=options.jobs)
+        try:
+            counts = execute_runs(runs, jobs=options.jobs)
+        except KeyboardInterrupt:
+            kept = f"{sum(run.is_finished for run in runs)} of {len(runs)} runs are finished and kept in {options.output_dir}"
+            told = (
+                f"{kept}; the same command goes on with the others, and report {options.output_dir} shows what there is"
+            )
+            parser.exit(128 + signal.SIGINT, f"\n{parser.prog}: interrupted: {told}\n")
         tables, page = _write(options.output_dir)
         print(f"\n{tables}\n\nreport: {page}")
     except (ValueError, OSError, ImportError) as error:

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -16,6 +18,8 @@ from monai_mimmx.comparison.runner import read_run
 from monai_mimmx.comparison.tables import (
     collect_rows,
     format_tables,
+    has_inv,
+    is_finished,
     make_tables,
     notes,
     recorded_runs,
@@ -32,12 +36,14 @@ from monai_mimmx.report.page import html_table, picture, section, write_page
 __all__ = ["write_comparison", "write_results"]
 
 CAPTIONS = {
-    "gaps": "Accuracy of y on the three test sets: the bar from Val to Inv is what the spurious factors do to a method. "
-    "Small marks: single seeds. Hollow: published figures, on other data.",
+    "gaps": "Accuracy of y on the test sets{inv}. Small marks: single seeds.{published}",
     "leaks": "What fresh probes read from f_y, mean over seeds: y should be read, the factors not. White is chance.",
-    "courses": "The courses of the trainings, lowest seed of each method.",
+    "courses": "The courses of the trainings, lowest seed of each method. The mutual information is the mean over the factors, "
+    "weighted by attention where there is any.",
     "strength": "Scores over the strength of the spurious correlation in training, mean over seeds.",
 }
+OF_INV = ": the bar from Val to Inv is what the spurious factors do to a method"
+OF_PUBLISHED = " Hollow: published figures, on other data."
 OF_RUN = {
     "tsne": "t-SNE of each feature block on Bal, coloured by each label: a block should separate its own label only.",
     "training": "The course of the training.",
@@ -72,7 +78,7 @@ def write_comparison(
     """
     folder = Path(folder)
     rows = collect_rows(folder)
-    done = [row for row in rows if "error" not in row]
+    done = [row for row in rows if is_finished(row)]
     tables = make_tables(rows, published) if done else []
     write_json(folder / "rows.json", rows)
     write_text(folder / "tables.md", format_tables(rows, published, tables) + "\n")
@@ -80,7 +86,7 @@ def write_comparison(
     title = title or f"Comparison of methods: {folder.resolve().name}"
     own = [row for row in rows if "same_as" not in row]
     failed = [(row_title(row), row["seed"], row["error"]) for row in own if "error" in row]
-    body = ""
+    body = "".join(f"<p>{escape(note)}</p>" for note in notes(rows, published))
     before = (*(folder / f"{name}.png" for name in CAPTIONS), *folder.glob("table_*.csv"))
     for stale in before:  # what is not written again would look like this page's
         stale.unlink(missing_ok=True)
@@ -90,11 +96,12 @@ def write_comparison(
         runs = _first_runs(folder, done)
         figures = _figures([row for row in done if "same_as" not in row], published, runs)
         paths = save_figures(figures, folder)
-        pictures = {path.stem: picture(path.stem, path.read_bytes(), CAPTIONS[path.stem]) for path in paths}
-        body += "".join(f"<p>{escape(note)}</p>" for note in notes(rows, published))
+        pictures = {
+            path.stem: picture(path.stem, path.read_bytes(), _caption(path.stem, rows, published)) for path in paths
+        }
         after = {"summary": "gaps", "accuracy": "strength", "probes_linear": "leaks"}
         for table in tables:
-            kind = "words" if table.name == "summary" else ""
+            kind = "words" if table.header[1] == "verdict" else ""
             body += section(table.heading, table.title) + html_table(table.header, table.lines, kind=kind)
             body += pictures.get(after.get(table.name, ""), "")
         if "courses" in pictures:
@@ -106,11 +113,16 @@ def write_comparison(
             "Their last line, or all problems that they told; log.txt in the run's folder holds all that it printed.",
         )
         body += html_table(["method", "seed", "error"], failed, kind="settings")
-    counts = f"{len(own) - len(failed)} runs finished, {len(failed)} failed"
-    return write_page(folder, body, title=title, subtitle=counts)
+    outcomes = Counter(row.get("missing", "failed" if "error" in row else "finished") for row in own)
+    finished = outcomes.pop("finished", 0)
+    counts = [f"{finished} run{'' if finished == 1 else 's'} finished", f"{outcomes.pop('failed', 0)} failed"]
+    counts += [f"{number} {name}" for name, number in outcomes.items()]
+    return write_page(folder, body, title=title, subtitle=", ".join(counts))
 
 
-def write_results(folder: str | os.PathLike[str], docs: str | os.PathLike[str]) -> Path:
+def write_results(
+    folder: str | os.PathLike[str], docs: str | os.PathLike[str], published: Sequence[Mapping[str, Any]] = ()
+) -> Path:
     """
     Write what a bundle's docs show of a comparison: `results.md`, the tables below the pictures of the gaps and, of a strength
     sweep, its curves; and `rows.json`, from which all of it can be written again.
@@ -118,6 +130,7 @@ def write_results(folder: str | os.PathLike[str], docs: str | os.PathLike[str]) 
     Args:
         folder: of the comparison, after `write_comparison`.
         docs: where to write; it is made.
+        published: what `write_comparison` was given.
 
     Returns:
         Path of `results.md`.
@@ -127,16 +140,23 @@ def write_results(folder: str | os.PathLike[str], docs: str | os.PathLike[str]) 
     """
     folder, docs = Path(folder), Path(docs)
     docs.mkdir(parents=True, exist_ok=True)
-    write_text(docs / "rows.json", (folder / "rows.json").read_text(encoding="utf-8"))
+    recorded = (folder / "rows.json").read_text(encoding="utf-8")
+    write_text(docs / "rows.json", recorded)
     text = "# Results\n\nWritten by `python -m monai_mimmx report` from [rows.json](rows.json).\n\n"
     for name in ("gaps", "strength"):
         if (file := folder / f"{name}.png").is_file():
             (docs / file.name).write_bytes(file.read_bytes())
-            text += f"![{name}]({file.name})\n\n{CAPTIONS[name]}\n\n"
+            text += f"![{name}]({file.name})\n\n{_caption(name, json.loads(recorded), published)}\n\n"
         else:
             (docs / file.name).unlink(missing_ok=True)
     write_text(docs / "results.md", text + (folder / "tables.md").read_text(encoding="utf-8"))
     return docs / "results.md"
+
+
+def _caption(name: str, rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]]) -> str:
+    """What stands below a picture, without words of what is not in it."""
+    drawn = {row_title(row) for row in rows if is_finished(row)} & {row_title(row) for row in published}
+    return CAPTIONS[name].format(inv=OF_INV if has_inv(rows) else "", published=OF_PUBLISHED if drawn else "")
 
 
 def _points(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
@@ -203,7 +223,7 @@ def _first_runs(folder: Path, done: Sequence[Mapping[str, Any]]) -> dict[str, tu
 
 
 def _single_runs(runs: Mapping[str, tuple[int, Path]]) -> str:
-    """The pictures that the runs have written, a fold-out per method, and those of the data once."""
+    """The pictures that the runs have written, a fold-out per method, and those of the data once for every agreement."""
     html = ""
     for name, (seed, path) in runs.items():
         pictures = _run_pictures(path, OF_RUN)
@@ -211,9 +231,14 @@ def _single_runs(runs: Mapping[str, tuple[int, Path]]) -> str:
             html += f"<details><summary>{escape(name)}, seed {seed}</summary>{pictures}</details>\n"
     if html:
         html = section("Features of each method", "Fold out a method to see its features and its training.") + html
-    for _, path in list(runs.values())[:1]:
-        if pictures := _run_pictures(path, OF_DATA):
-            html += section("Data", "") + pictures
+    data: dict[float | None, str] = {}
+    for _, path in runs.values():
+        if (agreement := swept_agreement(read_run(path / "run.json"))) not in data:
+            data[agreement] = _run_pictures(path, OF_DATA)
+    for agreement, pictures in data.items():
+        if pictures:
+            note = "" if agreement is None else f"With an agreement of {agreement:g} in training."
+            html += section("Data", note) + pictures
     return html
 
 

@@ -27,7 +27,17 @@ from monai_mimmx.data.cohort_folder import available_cpus
 from monai_mimmx.errors import root_cause
 from monai_mimmx.files import locked, write_json
 
-__all__ = ["PlannedRun", "check_runs", "execute_runs", "failure", "is_running", "plan_runs", "read_metrics", "read_run"]
+__all__ = [
+    "PlannedRun",
+    "check_runs",
+    "execute_runs",
+    "failure",
+    "is_running",
+    "plan_runs",
+    "read_metrics",
+    "read_plan",
+    "read_run",
+]
 
 NEEDED = ("accuracy", "config", "n", "probes", "seconds", "task_names", "version")
 """What a finished run's metrics hold at least."""
@@ -50,6 +60,20 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: the file is not whole.
     """
     return _read(Path(path), ("name", "seed", "options"))
+
+
+def read_plan(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """
+    The runs that a comparison was to run, by all calls of it: the content of its `plan.json`.
+
+    Args:
+        folder: the comparison's `output_dir`; none where nothing is recorded.
+
+    Raises:
+        ValueError: the file is not whole.
+    """
+    path = Path(folder) / "plan.json"
+    return _read(path, ("runs",))["runs"] if path.is_file() else []
 
 
 def read_metrics(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -274,6 +298,7 @@ def execute_runs(
     if jobs < 1:
         raise ValueError(f"expected jobs of 1 or more, got {jobs}")
     check_runs(runs)
+    _record_plan(runs)
     for run in runs:
         if run.is_finished and not _is_recorded(run):
             _record(run)  # its command was run by itself, or for fewer names
@@ -399,16 +424,24 @@ def _read_failure(run: PlannedRun) -> str:
     return failure(error["status"], error["lines"])
 
 
+def _about(run: PlannedRun) -> dict[str, Any]:
+    about = {"name": run.name, "seed": run.seed, "agreement": run.agreement, "aliases": list(run.aliases)}
+    return {**about, "bundle": run.bundle, "config_file": run.config_file, "options": dict(run.options)}
+
+
 def _record(run: PlannedRun) -> None:
     """Write what the run is, for the tables and for `_check_same`."""
-    about = {"name": run.name, "seed": run.seed, "agreement": run.agreement, "aliases": list(run.aliases)}
-    made_of = {
-        "bundle": run.bundle,
-        "config_file": run.config_file,
-        "options": dict(run.options),
-        "config": _config(run),
-    }
-    write_json(run.folder / "run.json", about | made_of)
+    write_json(run.folder / "run.json", {**_about(run), "config": _config(run)})
+
+
+def _record_plan(runs: Sequence[PlannedRun]) -> None:
+    """Add the runs to what the comparison was to run before, so that the tables tell which are missing."""
+    for folder in {run.folder.parents[1 if run.agreement is None else 2] for run in runs}:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / ".plan.lock", wait=True):
+            planned = [*read_plan(folder), *map(_about, runs)]
+            once = {(run["name"], run["agreement"], run["seed"]): run for run in planned}
+            write_json(folder / "plan.json", {"runs": list(once.values())})
 
 
 def _is_recorded(run: PlannedRun) -> bool:

@@ -10,7 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ import numpy as np
 from scipy import stats
 
 from monai_mimmx.comparison.methods import METHODS
-from monai_mimmx.comparison.runner import failure, read_metrics, read_run
+from monai_mimmx.comparison.runner import failure, read_metrics, read_plan, read_run
 from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, followed_factors, signed_points, verdict
 from monai_mimmx.losses.dependence import WITHOUT_DEPENDENCE
-from monai_mimmx.report.page import markdown_table
+from monai_mimmx.report.html import NOT_INVERTED
+from monai_mimmx.report.page import markdown_table, markdown_text
 
 __all__ = [
     "ScoreTable",
@@ -47,6 +48,12 @@ KEPT = (
     "probes",
     "mi",
     "epochs",
+)
+VERDICTS = (
+    "The verdict is on the mean gap: a shortcut above 5 points, over-corrected below -5; where it is within 5 points but its "
+    "mean size is not, as one seed makes up for another, it differs between seeds; without a gap, a shortcut is hidden where "
+    "the predictions of y on Bal follow a factor, or go against it, by more than 5 points (see the switched labels, where they "
+    "were recorded); where the mean over seeds does not, but its mean size does, it differs between seeds."
 )
 Values = Mapping[tuple[str, ...], tuple[float, float]]
 
@@ -107,18 +114,24 @@ def recorded_runs(folder: str | os.PathLike[str]) -> list[Path]:
     )
 
 
+def is_finished(row: Mapping[str, Any]) -> bool:
+    """Whether a row of `collect_rows` has scores: its run has neither failed nor is it missing."""
+    return "error" not in row and "missing" not in row
+
+
 def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
-    One row for every finished or failed run below a comparison's folder.
+    One row for every run below a comparison's folder, or that it was to run.
 
     Args:
         folder: the comparison's `output_dir`; or one that only holds the `rows.json` of a comparison.
 
     Returns:
         Rows with "name", "seed", "agreement" (None: the bundle's own), "config", "seconds", "version", "commit" and the
-        scores as in `metrics.json`; of a failed run "name", "seed", "agreement" and "error" (see `failure`). A run whose
-        `metrics.json` cannot be read is a failed one. A method that was not run because it is the same setting as another
-        has that one's rows, with its name in "same_as".
+        scores as in `metrics.json`; of a failed run "name", "seed", "agreement" and "error" (see `failure`); of one
+        that goes on, or was killed with its comparison, "missing": "not finished", and of a planned one without a folder "not
+        begun". A run whose `metrics.json` cannot be read is a failed one. A method that was not run because it is the same
+        setting as another has that one's rows, with its name in "same_as".
 
     Raises:
         FileNotFoundError: if there is no run.
@@ -126,27 +139,25 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Example:
         `rows = collect_rows("out/brain_age")`
     """
-    planned = recorded_runs(folder)
+    begun = recorded_runs(folder)
     recorded = Path(folder) / "rows.json"
-    if not planned and recorded.is_file():
+    if not begun and recorded.is_file():
         try:
             return json.loads(recorded.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{recorded} is not whole: {error}") from error
-    runs = [(path, read_run(path)) for path in planned]
     own: dict[tuple, dict[str, Any]] = {}
     same: dict[tuple, dict[str, Any]] = {}
-    for path, run in runs:
-        if (scores := _scores(path.parent)) is None:
-            continue
+    runs = [(run, {"missing": "not begun"}) for run in read_plan(folder)]
+    for run, scores in [*runs, *((read_run(path), _scores(path.parent)) for path in begun)]:
         seed, agreement = run["seed"], swept_agreement(run)
         row = {"name": run["name"], "seed": seed, "agreement": agreement, **scores}
         own[run["name"], agreement, seed] = row
         for name in run.get("aliases", ()):
             same[name, agreement, seed] = {**row, "name": name, "same_as": run["name"]}
-    # What a method's own run has comes first, unless that failed and the one it is the same as did not.
-    rows = [row for key, row in own.items() if "error" not in row or "error" in same.get(key, row)]
-    rows += [row for key, row in same.items() if key not in own or ("error" in own[key] and "error" not in row)]
+    # What a method's own run has comes first, unless only the one it is the same as is finished.
+    rows = [row for key, row in own.items() if is_finished(row) or not is_finished(same.get(key, row))]
+    rows += [row for key, row in same.items() if key not in own or (is_finished(row) and not is_finished(own[key]))]
     if not rows:
         alone = any(True for _ in Path(folder).rglob("metrics.json"))
         told = (
@@ -156,15 +167,15 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (_place(row["name"]), row["agreement"] or 0, row["seed"]))
 
 
-def _scores(folder: Path) -> dict[str, Any] | None:
-    """What a run has for its row: its scores, or its error; nothing while it goes on."""
+def _scores(folder: Path) -> dict[str, Any]:
+    """What a run has for its row: its scores, its error, or that it is not finished."""
     try:
         metrics = read_metrics(folder / "metrics.json")
     except ValueError as error:
         return {"error": str(error)}
     except FileNotFoundError:
         if not (folder / "error.json").is_file():
-            return None
+            return {"missing": "not finished"}
         stored = json.loads((folder / "error.json").read_text(encoding="utf-8"))
         return {"error": failure(stored["status"], stored["lines"])}
     config = {key: value for key, value in metrics["config"].items() if key not in ("output_dir", "device")}
@@ -218,12 +229,13 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Mean and 95 % interval over seeds, for every method (and agreement) in the order of the rows.
 
     Args:
-        rows: of `collect_rows`; failed ones are counted.
+        rows: of `collect_rows`; failed ones are counted, missing ones left out.
 
     Returns:
         Per method: "name", "agreement", "seeds", "failed", and "values": a path of keys such as
         `("accuracy", "inv", "y")` or `("probes", "linear", "f_y", "sex")` to `(mean, half width)`, fractions.
-        `("gap_size",)` is that of the gap between Val and Inv without its sign.
+        `("gap_size",)` is that of the gap between Val and Inv without its sign, `("followed_size", factor)` that of what
+        `followed_factors` tells of a factor, and `("drop_val_bal",)` the loss from Val to Bal where there is no Inv.
 
     Example:
         >>> rows = [{"name": "a", "seed": s, "agreement": None, "accuracy": {"inv": {"y": v}}} for s, v in enumerate((0.5, 0.7))]
@@ -236,18 +248,23 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         groups.setdefault((row["name"], row.get("agreement")), []).append(row)
     summaries = []
     for (name, agreement), members in groups.items():
-        done = [row for row in members if "error" not in row]
+        done = [row for row in members if is_finished(row)]
         leaves = [dict(_leaves({key: row.get(key) for key in (*KEPT, "seconds")})) for row in done]
-        for leaf in leaves:
+        for leaf, row in zip(leaves, done, strict=True):
             if ("drop_val_inv",) in leaf:
                 leaf["gap_size",] = abs(leaf["drop_val_inv",])
+            elif {val := ("accuracy", "val", "y"), bal := ("accuracy", "bal", "y")} <= {*leaf}:
+                leaf["drop_val_bal",] = leaf[val] - leaf[bal]
+            chance = (row.get("probes") or {}).get("chance") or {}
+            switched = (row.get("switched_labels") or {}).get("bal", {}).get("f_y", {})
+            leaf |= {("followed_size", name): abs(v) for name, v in followed_factors(switched, chance).items()}
         paths = dict.fromkeys(path for leaf in leaves for path in leaf)
         summaries.append(
             {
                 "name": name,
                 "agreement": agreement,
                 "seeds": len(done),
-                "failed": len(members) - len(done),
+                "failed": sum("error" in row for row in members),
                 "values": {path: _interval([leaf[path] for leaf in leaves if path in leaf]) for path in paths},
             }
         )
@@ -264,7 +281,7 @@ def paired_differences(
     the difference varies less than either score.
 
     Args:
-        rows: of `collect_rows`; failed ones are left out.
+        rows: of `collect_rows`; those without scores are left out.
         reference: name of the method that is subtracted.
         path: keys of the score, such as `("accuracy", "inv", "y")`.
         size: compare absolute values, for a signed score such as the gap.
@@ -285,7 +302,7 @@ def paired_differences(
             value = value.get(key) if isinstance(value, Mapping) else None
         return abs(value) if size and value is not None else value
 
-    scores = [(row, score(row)) for row in rows if "error" not in row]
+    scores = [(row, score(row)) for row in rows if is_finished(row)]
     references = {(row.get("agreement"), row["seed"]): value for row, value in scores if row["name"] == reference}
     found: dict[tuple[str, float | None], list[float]] = {}
     for row, value in scores:
@@ -332,7 +349,7 @@ def make_tables(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[s
     Example:
         `for table in make_tables(collect_rows("out/brain_age")): print(table.markdown())`
     """
-    done = [row for row in rows if "error" not in row]
+    done = [row for row in rows if is_finished(row)]
     if not done:
         raise ValueError("there is no finished run to make a table of")
     tasks = ["y", *done[0]["task_names"][1:]]
@@ -345,8 +362,8 @@ def make_tables(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[s
     both = sorted(summaries + beside, key=lambda summary: (_place(summary["name"]), summary["seeds"] is None))
     chance = {path[0]: value for path, value in _leaves(done[0]["probes"]["chance"])}
     tables = [
-        _summary(summaries, tasks, chance, {row["name"]: row.get("config") or {} for row in done}),
-        _accuracies(both, tasks),
+        _summary(summaries, tasks, chance, {row["name"]: row.get("config") or {} for row in done}, inv=has_inv(done)),
+        _accuracies(both, tasks, inv=has_inv(done)),
         _ranking(summaries),
         _matrix(
             both, tasks, chance, ("probes", "linear"), "Disentanglement", "fresh linear probes read from each block"
@@ -360,7 +377,24 @@ def make_tables(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[s
         _ablation(summaries, beside),
         _differences(done),
     ]
-    return [table for table in tables if table is not None]
+    return [_shown(table) for table in tables if table is not None]
+
+
+def _shown(table: ScoreTable) -> ScoreTable:
+    """The table without columns on Inv, and of verdicts, that have no value."""
+    kept = [
+        n
+        for n, name in enumerate(table.header)
+        if not ("Inv" in name or name == "verdict") or any(line[n] != "-" for line in table.lines)
+    ]
+    return replace(
+        table, header=[table.header[n] for n in kept], lines=[[line[n] for n in kept] for line in table.lines]
+    )
+
+
+def has_inv(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any run was tested where a factor is turned round, which needs one with an agreement."""
+    return any("inv" in row.get("accuracy", ()) for row in rows)
 
 
 def format_tables(
@@ -379,26 +413,28 @@ def format_tables(
     Example:
         `print(format_tables(collect_rows("out/brain_age")))`
     """
-    if all("error" in row for row in rows):
-        return "No run finished: " + "; ".join(f"{row['name']} seed {row['seed']}: {row['error']}" for row in rows)
+    errors = (row for row in rows if "error" in row and "same_as" not in row)
+    failed = markdown_text("; ".join(f"{row_title(row)} seed {row['seed']}: {row['error']}" for row in errors))
+    parts = [markdown_text(note) for note in notes(rows, published)]
+    if not any(is_finished(row) for row in rows):
+        return "\n\n".join([f"No run finished{': ' if failed else '.'}{failed}", *parts])
     tables = make_tables(rows, published) if tables is None else tables
-    parts = notes(rows, published) + [table.markdown() for table in tables]
-    failed = [f"{row['name']} seed {row['seed']}: {row['error']}" for row in rows if "error" in row]
+    parts += [table.markdown() for table in tables]
     if failed:
-        parts.append("Failed runs: " + "; ".join(failed))
+        parts.append(f"Failed runs: {failed}")
     return "\n\n".join(parts)
 
 
 def notes(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """
-    What a reader of the tables must know: sizes, missing intervals, methods that are one setting, runs of another precision
+    What a reader of the tables must know: missing runs, sizes, missing intervals, methods that are one setting, runs of another precision
     or that may not be comparable, the source of published rows.
     """
-    done = [row for row in rows if "error" not in row]
+    done = [row for row in rows if is_finished(row)]
     sizes: dict[str, list[str]] = {}
     for row in done:
         sizes.setdefault(_size(row), []).append(row_title(row))
-    told = []
+    told = [_missing(rows)] if any("missing" in row for row in rows) else []
     for size, names in sizes.items():
         which = "" if len(sizes) == 1 else f" ({', '.join(dict.fromkeys(names))})"
         told.append(f"Measured{which}: {size}.")
@@ -439,6 +475,20 @@ def notes(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, An
     return told
 
 
+def _missing(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many runs are missing of those that were planned, and which, in words."""
+    own = [row for row in rows if "same_as" not in row]
+    missing: dict[str, dict[str, list[str]]] = {}
+    for row in own:
+        if "missing" in row:
+            missing.setdefault(row["missing"], {}).setdefault(row_title(row), []).append(str(row["seed"]))
+    which = "; ".join(
+        f"{outcome}: " + ", ".join(f"{name} {' '.join(seeds)}" for name, seeds in names.items())
+        for outcome, names in missing.items()
+    )
+    return f"Of {len(own)} planned runs, {sum('missing' in row for row in own)} missing (method and seeds): {which}."
+
+
 def _same(done: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Methods with equal settings and scores in all runs, each group as the list of its names."""
     runs: dict[str, list[Any]] = {}
@@ -472,19 +522,16 @@ def _mean(values: Values, *path: str) -> float | None:
 
 
 def _verdict(values: Values, chance: Mapping[str, float]) -> str:
-    """The verdict over seeds, whose opposite gaps do not make up for each other."""
+    """The verdict over seeds, whose opposite gaps, and opposite shortcuts, do not make up for each other."""
     gap, size = _mean(values, "drop_val_inv"), _mean(values, "gap_size")
     if gap is None or size is None:
         return "-"
-    if abs(gap) <= FEW_POINTS < size:
-        return "differs between seeds"
     switched = {path[-1]: mean for path, (mean, _) in values.items() if path[:3] == ("switched_labels", "bal", "f_y")}
-    return verdict(
-        gap,
-        balanced=_mean(values, "accuracy", "bal", "y"),
-        chance=chance.get("y"),
-        followed=followed_factors(switched, chance),
-    )
+    followed = followed_factors(switched, chance)
+    word = verdict(gap, balanced=_mean(values, "accuracy", "bal", "y"), chance=chance.get("y"), followed=followed)
+    sizes = [mean for path, (mean, _) in values.items() if path[0] == "followed_size"]
+    apart = size > FEW_POINTS or (word != "hidden shortcut" and max(sizes, default=0) > FEW_POINTS)
+    return "differs between seeds" if abs(gap) <= FEW_POINTS and apart else word
 
 
 def _lambda(config: Mapping[str, Any]) -> str:
@@ -498,6 +545,8 @@ def _summary(
     tasks: Sequence[str],
     chance: Mapping[str, float],
     configs: Mapping[str, Mapping[str, Any]],
+    *,
+    inv: bool,
 ) -> ScoreTable:
     lines = []
     for summary in summaries:
@@ -511,7 +560,8 @@ def _summary(
             [
                 summary["title"],
                 _verdict(values, chance),
-                _number(values, "drop_val_inv", sign=True),
+                str(summary["seeds"]),
+                _number(values, "drop_val_inv" if inv else "drop_val_bal", sign=True),
                 _number(values, "gap_size"),
                 _number(values, "accuracy", "bal", "y"),
                 _number(values, "worst_group", "bal", "accuracy"),
@@ -522,16 +572,14 @@ def _summary(
     return ScoreTable(
         "summary",
         "At a glance",
-        "The verdict is on the mean gap: a shortcut above 5 points, over-corrected below -5; where it is "
-        "within 5 points but its mean size is not, as one seed makes up for another, it differs between seeds; without a "
-        "gap, a shortcut is hidden where the predictions of y on Bal follow a factor, or go against it, by more than 5 "
-        "points (see the switched labels, where they were recorded). The leak "
+        f"{VERDICTS if inv else NOT_INVERTED} The leak "
         "is the factor that a linear probe reads best from f_y, in points above chance. lambda: the weight of the "
         "dependence term, which a bundle may set for each method, and then for its second part.",
         [
             "method",
             "verdict",
-            "y Val - Inv",
+            "seeds",
+            f"y Val - {'Inv' if inv else 'Bal'}",
             "size of y Val - Inv",
             "y Bal",
             "worst group Bal",
@@ -542,14 +590,14 @@ def _summary(
     )
 
 
-def _accuracies(summaries: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> ScoreTable:
+def _accuracies(summaries: Sequence[Mapping[str, Any]], tasks: Sequence[str], *, inv: bool) -> ScoreTable:
     header = ["method", "seeds", *(f"{task} {title}" for task in tasks for title in SUBSET_TITLES.values())]
     lines = [
         [
             summary["title"],
             str(summary["seeds"] or "-"),
             *(_number(summary["values"], "accuracy", subset, task) for task in tasks for subset in SUBSET_TITLES),
-            _number(summary["values"], "drop_val_inv", sign=True),
+            _number(summary["values"], "drop_val_inv" if inv else "drop_val_bal", sign=True),
             _number(summary["values"], "worst_group", "bal", "accuracy"),
         ]
         for summary in summaries
@@ -557,9 +605,9 @@ def _accuracies(summaries: Sequence[Mapping[str, Any]], tasks: Sequence[str]) ->
     return ScoreTable(
         "accuracy",
         "Accuracy",
-        "Accuracy in %, mean ± half the 95 % interval over seeds. Val: correlated as in training; Inv: inverted; Bal: "
-        "none.",
-        [*header, "y Val - Inv", "worst group Bal"],
+        f"Accuracy in %, mean ± half the 95 % interval over seeds. Val: correlated as in training; {'Inv: inverted; ' if inv else ''}"
+        "Bal: none.",
+        [*header, f"y Val - {'Inv' if inv else 'Bal'}", "worst group Bal"],
         lines,
     )
 
@@ -668,17 +716,22 @@ def _differences(done: Sequence[Mapping[str, Any]]) -> ScoreTable | None:
     differences = {
         path: paired_differences(done, reference, path, size=path == ("drop_val_inv",)) for path in scores.values()
     }
+    seeds: dict[tuple[str, float | None], set[int]] = {}
+    for row in done:
+        seeds.setdefault((row["name"], row.get("agreement")), set()).add(row["seed"])
     lines = []
     for name, agreement in dict.fromkeys(key for found in differences.values() for key in found):
         values = {path: found[name, agreement] for path, found in differences.items() if (name, agreement) in found}
         title = row_title({"name": name, "agreement": agreement})
-        lines.append([title, *(_number(values, *path, sign=True) for path in scores.values())])
+        pairs = len(seeds[name, agreement] & seeds[reference, agreement])
+        lines.append([title, str(pairs), *(_number(values, *path, sign=True) for path in scores.values())])
     if not lines:
         return None
     return ScoreTable(
         "differences",
         "Paired differences",
-        f"Difference to {reference} with the same seed, in points, mean ± half the 95 % interval over seeds.",
-        ["method", *scores],
+        f"Difference to {reference} with the same seed, in points, mean ± half the 95 % interval over seeds. Pairs: seeds that "
+        "both have.",
+        ["method", "pairs", *scores],
         lines,
     )

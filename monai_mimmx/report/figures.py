@@ -158,15 +158,16 @@ def training_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     its weight lambda, the attention weights, and the accuracy on the select set. Panels without data are left out.
 
     Args:
-        history: a row per epoch with "epoch" and any of "loss_<task>", "gamma_<task>", "mi", "mi_<factor>", "lambda",
-            "attention_<factor>", "select_accuracy_<task>", "select_robust" (what the model is selected by).
+        history: a row per epoch with "epoch" and any of "loss_<task>", "gamma_<task>", "mi" (the mean of the factors'
+            terms, weighted by attention), "mi_<factor>", "lambda", "attention_<factor>", "select_accuracy_<task>",
+            "select_robust" (what the model is selected by).
     """
     select = _series(history, "select_accuracy_")
     if robust := _series(history, "select_robust").get(""):
         select = {**select, "y, robust": robust}
     mi = _series(history, "mi_")
-    if total := _series(history, "mi").get(""):
-        mi = {"total MI": total, **mi}
+    if mean := _series(history, "mi").get(""):
+        mi = {"weighted mean MI": mean, **mi}
     weight = _series(history, "lambda").get("")
     panels = [
         ("task loss (cross-entropy, nats)", _series(history, "loss_")),
@@ -334,6 +335,10 @@ def gap_figure(
     half = max(high - low, 10) / 2  # small differences are to look small
     middle = min((low + high) / 2, 102 - half)
     ax.set_xlim(middle - half, middle + half)
+    # The space beyond 0 and 100, for whole marks, is no part of the axis.
+    ends = max(middle - half, 0.0), min(middle + half, 100.0)
+    ax.set_xticks([tick for tick in ax.get_xticks() if ends[0] <= tick <= ends[1]])
+    ax.spines["bottom"].set_bounds(*ends)
     ax.set_xlabel("accuracy of y (%)", fontsize=SMALL)
     _plain(ax)
     ax.grid(axis="x", alpha=0.3)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 
 from monai_mimmx.files import write_text
 
-__all__ = ["html_table", "markdown_table", "picture", "section", "write_page"]
+__all__ = ["html_table", "markdown_table", "markdown_text", "picture", "section", "write_page"]
 
 STYLE = """
 :root { color-scheme: light; }
@@ -86,9 +87,20 @@ def _breakable(cell: object) -> str:
     return escape(str(cell)).replace("_", "_<wbr>")
 
 
+def markdown_text(text: object) -> str:
+    """
+    Text for Markdown, which would pass on what looks like an HTML tag.
+
+    Example:
+        >>> markdown_text("<b>age</b> < 51")
+        '&lt;b>age&lt;/b> < 51'
+    """
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", str(text))
+
+
 def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     r"""
-    A Markdown table: the first column left, numbers right; bars and line breaks inside a cell are made harmless.
+    A Markdown table: the first column left, numbers right; bars, line breaks and tags inside a cell are made harmless.
 
     Example:
         >>> print(markdown_table(["cell", "images"], [["a|b", 3]]))
@@ -97,7 +109,7 @@ def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> 
         | a\|b | 3 |
     """
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    cells = ([" ".join(str(cell).replace("|", "\\|").split()) for cell in line] for line in lines)
+    cells = ([" ".join(markdown_text(cell).replace("|", "\\|").split()) for cell in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 

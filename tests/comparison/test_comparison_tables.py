@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -73,8 +74,38 @@ def test_opposite_failures_of_seeds_do_not_cancel_to_a_verdict():
     assert [line[size] for line in table.lines] == ["28.7 ± 33.1", "2.7 ± 3.8", "18.5 ± 146.1"]
 
 
+def test_opposite_hidden_shortcuts_of_seeds_do_not_cancel_to_balanced():
+    def follows(name, *shares):
+        return [
+            row(name, seed, 0.89, switched_labels={"bal": {"f_y": {"y": 0.8, "sex": share}}})
+            for seed, share in enumerate(shares)
+        ]
+
+    rows = [*follows("a", 0.62, 0.39), *follows("b", 0.53, 0.48), *follows("c", 0.70, 0.44)]
+    verdicts = {line[0]: line[1] for line in glance(rows).lines}
+    assert verdicts == {"a": "differs between seeds", "b": "balanced", "c": "hidden shortcut"}
+    assert glance(follows("a", 0.62)).lines[0][1] == glance(follows("a", 0.39)).lines[0][1] == "hidden shortcut"
+
+
 def test_nothing_finished():
     assert "No run finished: a seed 0: x" in format_tables([{"name": "a", "seed": 0, "error": "x"}])
+
+
+def test_names_and_errors_are_no_tags():
+    probes = {"linear": {"f_y": {"<b>sex": 0.6}}, "chance": {"y": 0.5, "<b>sex": 0.5}}
+    rows = [row("mimmx", n, 0.9, task_names=["sick", "<b>sex"], version=f"<i>{n}", probes=probes) for n in range(2)]
+    rows.append({"name": "dcor", "seed": 0, "error": "expected <module>"})
+    text = format_tables(rows)
+    assert "f_&lt;b>sex" in text and "&lt;i>1" in text and "dcor seed 0: expected &lt;module>" in text
+    assert not re.search("<[a-z]", text) and "&lt;module>" in format_tables(rows[2:])
+
+
+def test_a_failed_run_of_two_names_is_told_once():
+    failed = {"name": "mimmx_balanced", "seed": 0, "agreement": 0.9, "error": "no memory"}
+    alias = failed | {"name": "mimmx_balanced_conditional", "same_as": "mimmx_balanced"}
+    for more in ([row("mimmx", 0, 0.9)], []):
+        text = format_tables([*more, failed, alias])
+        assert text.count("no memory") == 1 and "mimmx_balanced @ 0.9 seed 0: no memory" in text
 
 
 def test_differences_are_paired_by_seed():
@@ -85,18 +116,24 @@ def test_differences_are_paired_by_seed():
     over = [row("rebalance", 0, 0.95), row("mimmx", 0, 0.87)]  # gaps -0.05 and +0.03
     assert paired_differences(over, "rebalance", ("drop_val_inv",), size=True)["mimmx", None][0] == pytest.approx(-0.02)
     assert "Difference to rebalance with the same seed" in format_tables(rows)
-    assert "| mimmx | +0.0 ± 0.0 | +3.0 ± 2.5 | +0.0 ± 0.0 | -3.0 ± 2.5 | +0.0 ± 0.0 |" in format_tables(rows)
+    assert "| mimmx | 3 | +0.0 ± 0.0 | +3.0 ± 2.5 | +0.0 ± 0.0 | -3.0 ± 2.5 | +0.0 ± 0.0 |" in format_tables(rows)
 
 
 def test_nothing_is_less_than_nothing():
     rows = [row("baseline", seed, 0.5) for seed in range(2)] + [row("mimmx", seed, 0.4998) for seed in range(2)]
-    assert "| mimmx | +0.0 ± 0.0 | +0.0 ± 0.0 |" in format_tables(rows) and "-0.0" not in format_tables(rows)
+    assert "| mimmx | 2 | +0.0 ± 0.0 | +0.0 ± 0.0 |" in format_tables(rows) and "-0.0" not in format_tables(rows)
 
 
 def test_differences_need_a_pair():
     assert "Difference" not in format_tables([row("a", 0, 0.5)])
     apart = [row("baseline", 0, 0.5), row("mimmx", 1, 0.8)]
     assert "Difference" not in format_tables(apart) and paired_differences(apart, "baseline", ("drop_val_inv",)) == {}
+
+
+def test_differences_tell_of_how_many_pairs_they_are():
+    rows = [row("rebalance", 0, 0.8), *(row("baseline", seed, 0.5) for seed in range(2)), row("mimmx", 7, 0.9)]
+    (table,) = (table for table in make_tables(rows) if table.name == "differences")
+    assert table.header[1] == "pairs" and [line[:3] for line in table.lines] == [["baseline", "1", "+0.0"]]
 
 
 def test_switched_labels_stand_beside_chance():

@@ -72,10 +72,13 @@ def test_page_holds_tables_verdicts_and_pictures(folder, tmp_path):
     page = write_comparison(folder, read_published(tmp_path / "bundle/docs/published.json"))
     html = page_of(folder)
     assert page == folder / "report.html" and "6 runs finished, 0 failed" in html
-    assert "<td>baseline</td><td>shortcut</td><td>+60.0 ± 0.0</td>" in html and "<td>sex +5.0</td><td>-</td>" in html
+    assert (
+        "<td>baseline</td><td>shortcut</td><td>2</td><td>+60.0 ± 0.0</td>" in html
+        and "<td>sex +5.0</td><td>-</td>" in html
+    )
     assert "<td>sex +5.0</td><td>1.5</td>" in html
     assert "<td>mimmx</td><td>balanced</td>" in html
-    assert "<td>mimmx_dls</td><td>over-corrected (anti-shortcut)</td><td>-7.0 ± 0.0</td>" in html
+    assert "<td>mimmx_dls</td><td>over-corrected (anti-shortcut)</td><td>2</td><td>-7.0 ± 0.0</td>" in html
     assert "<td>mimmx, published</td><td>-</td><td>84.2</td><td>82.8</td><td>-</td>" in html
     assert "dcor" not in html  # published, but not run here
     assert "<td>DLS yes, CAW yes</td><td>90.0 ± 0.0</td>" in html and "+1.4</td></tr>" in html
@@ -88,6 +91,33 @@ def test_page_holds_tables_verdicts_and_pictures(folder, tmp_path):
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<script", re.sub(r"base64,[^\"]*", "", html))
 
 
+def test_captions_name_what_is_drawn_only(folder, tmp_path):
+    published = read_published(tmp_path / "bundle/docs/published.json")
+    write_comparison(folder, published)
+    assert "Hollow: published figures" in page_of(folder) and "the bar from Val to Inv" in page_of(folder)
+    assert "Hollow: published" in write_results(folder, folder / "docs", published).read_text()
+    write_comparison(folder, [row for row in published if row["name"] == "dcor"])  # which was not run here
+    assert "Hollow" not in page_of(folder) and "Hollow" not in write_results(folder, folder / "docs").read_text()
+
+
+def test_natural_factors_alone_have_no_word_of_inv(tmp_path):
+    for name in ("baseline", "mimmx"):
+        for seed in range(2):
+            path = add_run(tmp_path, name, seed, 0.5) / "metrics.json"
+            metrics = json.loads(path.read_text())
+            del metrics["accuracy"]["inv"], metrics["auroc"]["inv"], metrics["drop_val_inv"], metrics["n"]["inv"]
+            path.write_text(json.dumps(metrics))
+    write_comparison(tmp_path)
+    text, html = (tmp_path / "tables.md").read_text(), page_of(tmp_path)
+    for words in (text, re.sub(r"base64,[^\"]*", "", html)):
+        assert (
+            not re.search(r"Val - Inv|Val to Inv|Inv:|y Inv|\bInv\b", words) and "Every factor has its natural" in words
+        )
+    assert "| method | seeds | y Val - Bal | y Bal |" in text and "| baseline | 2 | +10.0 ± 0.0 | 80.0 ± 0.0 |" in text
+    assert "| baseline | 2 | 90.0 ± 0.0 | 80.0 ± 0.0 | 100.0 ± 0.0 |" in text and '<table class="words">' not in html
+    assert "the verdict" not in text.lower()
+
+
 def test_files_beside_the_page(folder):
     write_comparison(folder)
     rows = pd.read_csv(folder / "rows.csv")
@@ -96,6 +126,16 @@ def test_files_beside_the_page(folder):
     assert table["method"].tolist() == ["baseline", "mimmx_dls", "mimmx"] and table["y Val"][0] == "90.0 ± 0.0"
     assert "| baseline | 2 | 90.0 ± 0.0 | 30.0 ± 0.0 |" in (folder / "tables.md").read_text()
     assert len(json.loads((folder / "rows.json").read_text())) == 6
+
+
+def test_data_are_shown_of_every_agreement_of_a_sweep(tmp_path):
+    for agreement in (0.6, 0.9):
+        for name in ("baseline", "rebalance"):
+            add_run(tmp_path, name, 0, 0.9 - agreement / 10, agreement=agreement)
+    write_comparison(tmp_path)
+    told = re.findall(r"<h2>Data</h2><p class=note>(.*?)</p>", page_of(tmp_path))
+    assert told == ["With an agreement of 0.6 in training.", "With an agreement of 0.9 in training."]
+    assert page_of(tmp_path).count('id="figure-cooccurrence"') == 2
 
 
 def test_strength_curves_where_the_agreement_was_swept(folder):
@@ -134,6 +174,29 @@ def test_failed_and_half_written_runs_are_named(folder):
     html = page_of(folder)
     assert "6 runs finished, 2 failed" in html and "&lt;b&gt;out of memory&lt;/b&gt;" in html
     assert "mmd/seed_0/metrics.json is not whole" in html
+
+
+def test_runs_that_are_missing_are_told(folder):
+    killed = add_run(folder, "dcor", 3, 0.5)
+    (killed / "metrics.json").unlink()
+    write_comparison(folder)  # of a folder without a plan
+    told = "Of 7 planned runs, 1 missing (method and seeds): not finished: dcor 3."
+    assert "6 runs finished, 0 failed, 1 not finished" in page_of(folder) and told in page_of(folder)
+    plan = [{"name": "mimmx", "seed": seed, "agreement": None, "options": {}, "aliases": ["x"]} for seed in range(4)]
+    (folder / "plan.json").write_text(json.dumps({"runs": plan}))
+    write_comparison(folder)
+    told = "Of 9 planned runs, 3 missing (method and seeds): not finished: dcor 3; not begun: mimmx 2 3."
+    for text in (page_of(folder), (folder / "tables.md").read_text()):
+        assert told in text and "| dcor" not in text
+    assert "6 runs finished, 0 failed, 1 not finished, 2 not begun" in page_of(folder)
+    docs = write_results(folder, folder / "docs").parent
+    write_comparison(docs)
+    assert told in page_of(docs)
+    for name in ("baseline", "mimmx", "mimmx_dls"):
+        shutil.rmtree(folder / name)
+    write_comparison(folder)
+    assert (folder / "tables.md").read_text().startswith("No run finished.\n\nOf 5 planned runs, 5 missing")
+    assert "0 runs finished, 0 failed, 1 not finished, 4 not begun" in page_of(folder)
 
 
 def test_nothing_finished_is_said(tmp_path):

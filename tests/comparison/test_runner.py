@@ -184,6 +184,24 @@ def test_half_written_metrics_are_run_again(bundle):
     assert made[0].is_finished
 
 
+def test_planned_runs_that_never_began_are_told(bundle):
+    output, started = bundle.parent / "out", []
+
+    def stop(line):
+        started.append(line)
+        raise KeyboardInterrupt
+
+    made = [quick(run) for run in runs(bundle, "baseline", "rebalance", "groupdro", seeds=[0, 1])]
+    with pytest.raises(KeyboardInterrupt):
+        execute_runs(made, progress=False, report=stop)
+    rows = collect_rows(output)
+    assert len(started) == 1 and len(rows) == 6 and sum("missing" in row for row in rows) >= 4
+    execute_runs([quick(run) for run in runs(bundle, "dcor")], progress=False, report=lambda line: None)
+    assert len(collect_rows(output)) == 7  # a later call with other methods leaves the plan as it was
+    execute_runs(made, progress=False, report=lambda line: None)
+    assert not any("missing" in row for row in collect_rows(output))
+
+
 def test_other_options_in_the_same_folder_are_refused(bundle):
     execute_runs([quick(run) for run in runs(bundle, "baseline")], progress=False, report=lambda line: None)
     with pytest.raises(ValueError, match="with other options .wait: None there, 1 now.: name another output_dir"):
@@ -434,7 +452,7 @@ def test_compare_writes_tables(bundle, capsys):
     assert [row["name"] for row in json.loads((output / "rows.json").read_text())] == ["baseline", "dcor"]
     assert (
         f"report: {output / 'report.html'}" in printed
-        and "1 runs finished, 1 failed" in (output / "report.html").read_text()
+        and "1 run finished, 1 failed" in (output / "report.html").read_text()
     )
     assert json.loads((output / "baseline/seed_0/run.json").read_text())["bundle"] == str(bundle)
     docs = bundle / "docs"
@@ -444,6 +462,20 @@ def test_compare_writes_tables(bundle, capsys):
     (docs / "results.md").unlink()
     assert main(["report", str(docs), "--docs", str(docs)]) == 0  # from the rows alone
     assert (docs / "results.md").read_text() == results
+
+
+def test_an_interrupt_is_told_in_one_line(bundle, capsys, monkeypatch):
+    def interrupted(made, jobs):
+        execute_runs([quick(made[0])], progress=False, report=lambda line: None)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("monai_mimmx.__main__.execute_runs", interrupted)
+    output = str(bundle.parent / "out")
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "--bundle", str(bundle), "--output_dir", output, "--methods", "baseline", "--seeds", "3"])
+    assert stop.value.code == 130
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"interrupted: 1 of 3 runs are finished and kept in {output}; the same command goes on" in line
 
 
 def test_wrong_arguments_are_told(bundle, capsys, tmp_path):

@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
+from scipy.special import log_softmax, softmax
 from torch import nn
 
-from monai_mimmx.evaluation import refit_last_layer
+from monai_mimmx.evaluation import refit, refit_last_layer
 from monai_mimmx.networks import MIMMXNet
 
 
@@ -77,6 +80,41 @@ def test_a_shortcut_is_unlearned_and_the_rest_stays(tmp_path, classes):
     saved.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
     assert torch.equal(saved.eval()(test.images), network(test.images))
     assert not list(tmp_path.glob("*.part"))
+
+
+def correlated(n=300, size=128, classes=3):
+    """More features than directions, as those of an encoder are."""
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(n, 12))
+    y = np.arange(n) % classes
+    hidden[:, 0] += 1.2 * y
+    hidden[:, 1] += 2.0 * (y == 1)
+    features = np.maximum(hidden @ rng.normal(size=(12, size)) + 0.3 * rng.normal(size=(n, size)), 0)
+    return (features - features.mean(0)) / features.std(0), y
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.1, 0.03])
+def test_three_classes_are_fitted_to_the_optimum_and_without_a_warning(strength):
+    x, y = correlated()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        coefficients, intercepts = refit._fit(x, y, strength)
+    logits = x @ coefficients.T + intercepts
+    slope = strength * (softmax(logits, axis=1) - np.eye(3)[y])
+    # At the optimum the loss's slope is that of the penalty, of the other sign, and within [-1, 1] where a coefficient is 0.
+    by_coefficient, used = slope.T @ x, np.abs(coefficients) > 1e-6
+    assert used.any() and not used.all()
+    np.testing.assert_allclose(by_coefficient[used], -np.sign(coefficients[used]), atol=5e-3)
+    assert np.abs(by_coefficient).max() < 1.005 and np.abs(slope.sum(0)).max() < 5e-3
+    value = np.abs(coefficients).sum() - strength * log_softmax(logits, axis=1)[np.arange(len(y)), y].sum()
+    assert value < strength * len(y) * np.log(3)
+
+
+def test_a_fit_that_has_not_converged_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(refit, "ITERATIONS", 3)
+    with pytest.warns(UserWarning, match="fitted anew .dfr., has not converged in 3 iterations") as told:
+        refit._fit(*correlated(), 1.0)
+    assert len(told) == 1
 
 
 def test_refusals(tmp_path):

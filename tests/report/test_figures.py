@@ -162,6 +162,9 @@ def test_marks_of_gaps_are_whole(values):
     (ax,) = figure.axes
     low, high = ax.get_xlim()
     assert high - low >= 10  # small differences look small
+    assert all(0 <= tick <= 100 for tick in ax.get_xticks()) and len(ax.get_xticks()) > 2
+    start, end = ax.spines["bottom"].get_bounds()
+    assert start >= 0 and end <= 100
     radius = 4.0 / 72 * figure.dpi  # of a mark of 55 square points
     for value in values:
         place = ax.transData.transform((100 * value, 0))[0]
@@ -210,6 +213,11 @@ def test_training_leaves_out_panels_without_data():
     assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([1, 2], [0.5, 0.25])
     assert line.get_marker() == "o"
     assert texts_of(training_figure([])) == ["no training history"]
+
+
+def test_the_mean_over_the_factors_is_called_one():
+    figure = training_figure([{"epoch": n, "mi": 0.2, "mi_sex": 0.1, "mi_age": 0.3} for n in (1, 2)])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["weighted mean MI", "sex", "age"]
 
 
 def test_training_joins_epochs_that_lack_a_value_with_a_gap():
