@@ -180,7 +180,8 @@ def _scores(folder: Path) -> dict[str, Any]:
         return {"error": failure(stored["status"], stored["lines"])}
     config = {key: value for key, value in metrics["config"].items() if key not in ("output_dir", "device")}
     about = {
-        key: metrics.get(key) for key in ("task_names", "n", "version", "commit", "selected_lambda", "fingerprint")
+        key: metrics.get(key)
+        for key in ("task_names", "classes", "n", "version", "commit", "selected_lambda", "fingerprint")
     }
     return {**about, "config": config, "seconds": metrics["seconds"], **{key: metrics.get(key) for key in KEPT}}
 
@@ -234,8 +235,9 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         Per method: "name", "agreement", "seeds", "failed", and "values": a path of keys such as
         `("accuracy", "inv", "y")` or `("probes", "linear", "f_y", "sex")` to `(mean, half width)`, fractions.
-        `("gap_size",)` is that of the gap between Val and Inv without its sign, `("followed_size", factor)` that of what
-        `followed_factors` tells of a factor, and `("drop_val_bal",)` the loss from Val to Bal where there is no Inv.
+        `("gap_size",)` is that of the gap between Val and Inv without its sign, `("followed", factor)` that of what
+        `followed_factors` tells of a factor, `("followed_size", factor)` the same without its sign, and
+        `("drop_val_bal",)` the loss from Val to Bal where there is no Inv.
 
     Example:
         >>> rows = [{"name": "a", "seed": s, "agreement": None, "accuracy": {"inv": {"y": v}}} for s, v in enumerate((0.5, 0.7))]
@@ -257,7 +259,10 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 leaf["drop_val_bal",] = leaf[val] - leaf[bal]
             chance = (row.get("probes") or {}).get("chance") or {}
             switched = (row.get("switched_labels") or {}).get("bal", {}).get("f_y", {})
-            leaf |= {("followed_size", name): abs(v) for name, v in followed_factors(switched, chance).items()}
+            images = (row.get("n") or {}).get("bal")
+            followed = followed_factors(switched, chance, classes=row.get("classes"), images=images)
+            for factor, share in followed.items():
+                leaf |= {("followed", factor): share, ("followed_size", factor): abs(share)}
         paths = dict.fromkeys(path for leaf in leaves for path in leaf)
         summaries.append(
             {
@@ -526,8 +531,8 @@ def _verdict(values: Values, chance: Mapping[str, float]) -> str:
     gap, size = _mean(values, "drop_val_inv"), _mean(values, "gap_size")
     if gap is None or size is None:
         return "-"
-    switched = {path[-1]: mean for path, (mean, _) in values.items() if path[:3] == ("switched_labels", "bal", "f_y")}
-    followed = followed_factors(switched, chance)
+    gap, size = round(gap, 9), round(size, 9)  # as `verdict` does
+    followed = {path[1]: mean for path, (mean, _) in values.items() if path[0] == "followed"}
     word = verdict(gap, balanced=_mean(values, "accuracy", "bal", "y"), chance=chance.get("y"), followed=followed)
     sizes = [mean for path, (mean, _) in values.items() if path[0] == "followed_size"]
     apart = size > FEW_POINTS or (word != "hidden shortcut" and max(sizes, default=0) > FEW_POINTS)

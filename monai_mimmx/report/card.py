@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, cell_name, describe_sets, verdict_on
 from monai_mimmx.files import write_text
 from monai_mimmx.report.html import EXPLAINED, NOT_INVERTED, _ends, _percent, _plain_value, _points, _row_name, _subsets
-from monai_mimmx.report.page import markdown_table
+from monai_mimmx.report.page import markdown_table, markdown_text
 
 __all__ = ["final_table", "write_model_card"]
 
@@ -32,6 +31,10 @@ LIMITS = (
     "Only the factors above were looked at. A shortcut through anything else is not seen here.",
     "One training with one seed: another seed gives other figures. The intervals cover the choice of test subjects only.",
 )
+
+
+def _images(number: int) -> str:
+    return f"{number} image{'' if number == 1 else 's'}"
 
 
 def _counts(metrics: Mapping[str, Any]) -> str:
@@ -93,7 +96,7 @@ def _scores(metrics: Mapping[str, Any]) -> list[str]:
         rows.append(["y, AUROC", *(_percent(auroc.get(s, {}).get("y")) for s in subsets)])
     if worst:
         groups = (worst.get(s) for s in subsets)
-        told = (f"{_percent(g['accuracy'])} ({g['cell']}; {g['n']} images)" if g else "–" for g in groups)
+        told = (f"{_percent(g['accuracy'])} ({g['cell']}; {_images(g['n'])})" if g else "–" for g in groups)
         rows.append(["y, worst group", *told])
     parts = [markdown_table(["accuracy (%)", *(SUBSET_TITLES.get(s, s) for s in subsets)], rows)]
     if (word := verdict_on(metrics)) is not None:
@@ -154,7 +157,8 @@ def _limits(metrics: Mapping[str, Any]) -> list[str]:
         rarest = [cell for cell, count in counts.items() if count == least]
         more = f" and {len(rarest) - 3} more" if len(rarest) > 3 else ""
         limits.append(
-            f"The rarest group{'s' if len(rarest) > 1 else ''} in training, {'; '.join(rarest[:3])}{more}: {least} images."
+            f"The rarest group{'s' if len(rarest) > 1 else ''} in training, {'; '.join(rarest[:3])}{more}: "
+            f"{_images(least)}."
         )
     return ["\n".join(f"- {limit}" for limit in limits)]
 
@@ -224,5 +228,5 @@ def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any],
     path = Path(folder) / "model_card.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "\n\n".join(part for part in parts if part) + "\n"
-    write_text(path, re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text))  # Markdown would pass on what looks like a tag
+    write_text(path, markdown_text(text))
     return path

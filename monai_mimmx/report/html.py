@@ -190,7 +190,8 @@ def _details(metrics: Mapping[str, Any]) -> str:
     settings = {**facts, **(metrics.get("config") or {}), **facts}  # the epochs trained, not those of the first part
     if settings:
         note = (
-            "mi is the last estimate of the mutual information, in nats; lower means less shared."
+            "mi is the last estimate of the mutual information, in nats: the mean over the factors, weighted by the attention. "
+            "Lower means less shared."
             if "mi" in facts
             else ""
         )

@@ -87,6 +87,21 @@ def test_opposite_hidden_shortcuts_of_seeds_do_not_cancel_to_balanced():
     assert glance(follows("a", 0.62)).lines[0][1] == glance(follows("a", 0.39)).lines[0][1] == "hidden shortcut"
 
 
+def test_what_is_followed_is_judged_as_in_a_run():
+    switched = {"switched_labels": {"bal": {"f_y": {"y": 0.8, "sex": 0.56}}}}
+    words = [
+        glance([row("a", 0, 0.89, **switched, **more)]).lines[0][1]
+        for more in (
+            {"n": {"bal": 2000}},
+            {"n": {"bal": 160}},  # within the noise of so few
+            {"n": {"bal": 2000}, "classes": {"y": ["a", "b"], "sex": ["0", "1", "2"]}},  # not the classes of y
+        )
+    ]
+    assert words == ["hidden shortcut", "balanced", "balanced"]
+    five = [row("b", 0, 0.0, drop_val_inv=0.9 - 0.85), row("b", 1, 0.0, drop_val_inv=0.85 - 0.9)]
+    assert glance(five).lines[0][1] == "balanced"
+
+
 def test_nothing_finished():
     assert "No run finished: a seed 0: x" in format_tables([{"name": "a", "seed": 0, "error": "x"}])
 
