@@ -323,7 +323,8 @@ def _write_page(folder: str | os.PathLike[str], found: Mapping[str, Any], *, tit
         "At a glance",
         "Gap: what accuracy is lost, in points, where the association of the attribute with the label is turned round, "
         "as far as the rarest cell of the images allows (so many per cent of the association: where they are few, the "
-        "gap is only a part of what there may be); above 5 a shortcut, below -5 an over-correction, if the network was trained on data with the association of "
+        "gap is only a part of what there may be); above 5 a shortcut, below -5 an over-correction, if the network was "
+        "trained on data with the association of "
         "these images. Read from predictions and features: what a probe makes of them in images of equal label; chance "
         f"in brackets. Intervals of 95 %, {by}: of many attributes that are not there, one in ten or so will seem to be.",
     )

@@ -184,8 +184,8 @@ def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any],
     """
     Write `model_card.md`: what the model predicts, what it was trained on, its figures by group, and its limits.
 
-    Every number in it stands in the metrics, as it is, rounded or as a difference; a gap is in points, an accuracy in per cent. Names are
-    text: what looks like an HTML tag is made harmless.
+    Every number in it stands in the metrics, as it is, rounded or as a difference; a gap is in points, an accuracy in per
+    cent. Names are text: what looks like an HTML tag is made harmless.
 
     Args:
         folder: where to write; made where it is missing.

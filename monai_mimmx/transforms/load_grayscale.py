@@ -46,9 +46,9 @@ class LoadGrayscaled(MapTransform):
     """
     Read NIfTI, DICOM, PNG, JPEG and whatever else MONAI's `LoadImage` reads, as `(1, *spatial)` float32.
 
-    Pictures of colour, palette or transparency and RGB DICOM become grey by PIL's luma; 16-bit ones keep their depth. Pictures
-    are turned as their EXIF data say. A DICOM image whose PhotometricInterpretation is MONOCHROME1 (white is low) is inverted,
-    so that bone is bright in all.
+    Pictures of colour, palette or transparency and RGB DICOM become grey by PIL's luma; 16-bit ones keep their depth.
+    Pictures are turned as their EXIF data say (TIFF as far as Pillow does it). A DICOM image whose
+    PhotometricInterpretation is MONOCHROME1 (white is low) is inverted, so that bone is bright in all.
 
     Args:
         keys: of the file paths.
