@@ -137,7 +137,11 @@ class Preflight:
 
 
 def training_differences(
-    checkpoint: str | os.PathLike[str], value: Callable[[str], Any], *, tasks: bool = True
+    checkpoint: str | os.PathLike[str],
+    value: Callable[[str], Any],
+    *,
+    tasks: bool = True,
+    advice: str = "pass --{key} '{then}'",
 ) -> list[ValueError]:
     """
     In what a config differs from the training of a checkpoint, though the weights fit: how images are prepared, the strides
@@ -147,6 +151,7 @@ def training_differences(
         checkpoint: the trained model. Without its training's `metrics.json` above its folder there is nothing to compare.
         value: the id of something in the config to what it evaluates to; None where there is none.
         tasks: compare the names and classes of the tasks too.
+        advice: how an option gets the value that it had then.
 
     Returns:
         an error for each difference, which says what to pass.
@@ -163,8 +168,8 @@ def training_differences(
     for name, key in AS_TRAINED.items():
         now, then = value(key), trained["config"].get(name)
         if now is not None and then is not None and now != then:
-            told = f"{key} is {now!r}, but was {then!r} {where}: pass --{key} '{then}', or the training's overlay"
-            problems.append(ValueError(told))
+            how = advice.format(key=key, then=then)
+            problems.append(ValueError(f"{key} is {now!r}, but was {then!r} {where}: {how}, or the training's overlay"))
     if tasks and (parsed := value("parsed_tasks")) is not None:
         now, then = [(task.name, task.class_names) for task in parsed], trained["tasks"]
         if now != then:
@@ -460,7 +465,9 @@ class _Check:
         try:
             require_checkpoint(path)
             if parser is not None:
-                load_model(parser.get_parsed_content("network"), path)
+                network = parser.get_parsed_content("network")
+                if not isinstance(network, torch.jit.ScriptModule):  # which was read from it
+                    load_model(network, path)
                 self.lines.append(f"the checkpoint {path}")
         except (OSError, ValueError) as error:
             self.problems.append(error)

@@ -374,7 +374,7 @@ def test_what_follows_from_a_wrong_option_is_not_told_as_well(study, value):
         ),
         (
             {"method": "dfr", "subset_sizes": {"select": 4}},
-            "every .* cell needs 2 or more rows in the data to refit on",
+            r"every .* cell needs 2 or more rows in the data to refit on, the subset select: the classes \(.*\) have [01]",
         ),
     ],
 )

@@ -32,6 +32,7 @@ __all__ = ["attribute_tasks", "audit_classifier"]
 
 NETWORKS = ("network_def", "network", "net", "model")
 MAX_CLASSES, MIN_ROWS = 10, 20
+AS_CONFIG = 'give a file with {{"{key}": {then}}} as a further --config'
 
 
 def attribute_tasks(
@@ -268,7 +269,9 @@ def audit_classifier(
             f"{names[0]!r} of the config is a {type(module).__name__}, no torch.nn.Module: name the network's id"
         )
     raise_problems(
-        training_differences(ckpt, lambda name: _built(parser, name) if name in parser else None, tasks=False)
+        training_differences(
+            ckpt, lambda name: _built(parser, name) if name in parser else None, tasks=False, advice=AS_CONFIG
+        )
     )
     load_model(module, Path(ckpt), advice="is the config that of its training?")
     with quiet_readers():

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -308,9 +309,10 @@ def execute_runs(
     report = report or tqdm.write
     processes: set[subprocess.Popen] = set()
     places = list(range(jobs))  # a GPU goes with a place
+    stopping = threading.Event()
     pool = ThreadPoolExecutor(jobs)
     try:
-        futures = {pool.submit(_run, run, jobs, places, processes): run for run in waiting}
+        futures = {pool.submit(_run, run, jobs, places, processes, stopping): run for run in waiting}
         bar = tqdm(total=len(runs), initial=counts["skipped"], desc="runs", unit="run", disable=not progress)
         for future in as_completed(futures):
             if future.cancelled():
@@ -329,6 +331,7 @@ def execute_runs(
                 )
         bar.close()
     finally:
+        stopping.set()
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(processes):
             process.terminate()
@@ -466,7 +469,9 @@ def is_running(run: PlannedRun) -> bool:
         return lock is None
 
 
-def _run(run: PlannedRun, jobs: int, places: list[int], processes: set[subprocess.Popen]) -> tuple[str, str]:
+def _run(
+    run: PlannedRun, jobs: int, places: list[int], processes: set[subprocess.Popen], stopping: threading.Event
+) -> tuple[str, str]:
     """The outcome of one run and a line about it."""
     run.folder.mkdir(parents=True, exist_ok=True)
     with locked(run.folder / ".lock") as lock:
@@ -506,6 +511,8 @@ def _run(run: PlannedRun, jobs: int, places: list[int], processes: set[subproces
         accuracy = read_metrics(run.folder / "metrics.json")["accuracy"]
         figures = " ".join(f"{subset} {100 * accuracy[subset]['y']:.1f}" for subset in accuracy)
         return "finished", f"y {figures} % | {seconds:.0f} s"
+    if stopping.is_set():  # it did not fail: it was ended with the comparison
+        return "not begun", "interrupted"
     lines = (run.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     kept = lines[-max(20, len(_last_told(lines))) :]
     write_json(run.folder / "error.json", {"status": status, "lines": kept, "command": list(run.command)})

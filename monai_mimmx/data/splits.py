@@ -249,7 +249,7 @@ class CorrelatedSplit:
         empty = np.flatnonzero(needed & (np.bincount(cells[cells >= 0], minlength=len(needed)) == 0))
         return describe(int(empty[0])) if len(empty) else None
 
-    def _draw(self, labels: np.ndarray, kind: str, size: int | None) -> np.ndarray:
+    def _draw(self, labels: np.ndarray, kind: str, size: int | None, name: str | None = None) -> np.ndarray:
         cells, compose, largest, describe = self._plan(labels, kind)
         if size is not None and size < 1:
             raise ValueError(f"expected size to be 1 or more, got {size}")
@@ -263,7 +263,8 @@ class CorrelatedSplit:
                 f"{there[most]}; the largest size possible is {largest}"
             )
         if (cell := self.empty_cell(labels, kind)) is not None:
-            logger.warning("no rows with %s: %s subset has %d rows at most", cell, _article(kind), largest)
+            subset = f"the {kind} subset {name!r}" if name else f"{_article(kind)} subset"
+            logger.warning("no rows with %s: %s has %d rows at most", cell, subset, largest)
         rng = np.random.default_rng([self.seed, KINDS.index(kind)])
         order = rng.permutation(len(cells))
         order = order[np.argsort(cells[order], kind="stable")]  # grouped by cell, shuffled within
@@ -441,7 +442,7 @@ def make_subsets(
         cap = sizes.get(name)
         largest = split.max_size(labels, kind)
         try:
-            picked = getattr(split, kind)(labels, None if cap is None or not largest else min(cap, largest))
+            picked = split._draw(labels, kind, None if cap is None or not largest else min(cap, largest), name)
         except ValueError as error:
             problems.append(ValueError(f"subset {name!r} (partition {part!r}, {len(rows)} rows): {error}"))
             continue

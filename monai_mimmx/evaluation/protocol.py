@@ -312,7 +312,7 @@ def _selected(history: Sequence[Mapping[str, Any]], settings: Mapping[str, Any])
     if not validated:
         return {}
     chosen = max(reversed(validated), key=lambda row: row["select_robust"])
-    refined = settings.get("refine_epochs") and history[-1]["epoch"] > settings.get("epochs", math.inf)
+    refined = settings.get("refine_epochs") and history[-1]["epoch"] > (settings.get("epochs") or math.inf)
     what = "encoder" if refined else "selected"
     return {f"{what}_epoch": chosen["epoch"]} | ({f"{what}_lambda": chosen["lambda"]} if "lambda" in chosen else {})
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -119,8 +120,12 @@ def check_refit(labels: np.ndarray, num_classes: Sequence[int], feature_dim: int
     y = np.unique(labels[cells >= 0, 0])
     if len(y) < num_classes[0]:
         problems.append(ValueError(f"every class of the primary task needs rows in the data to refit on, got {y}."))
-    elif np.unique(cells[cells >= 0], return_counts=True)[1].min() < 2:
-        told = "every (y, z) cell needs 2 or more rows in the data to refit on: give it more rows."
+    elif (counts := np.bincount(cells[cells >= 0], minlength=math.prod(num_classes))).min() < 2:
+        least = ", ".join(map(str, np.unravel_index(int(counts.argmin()), tuple(num_classes))))
+        told = (
+            "every (y, z) cell needs 2 or more rows in the data to refit on, the subset select: the classes "
+            f"({least}) have {counts.min()}; give it more rows, or a lower agreement."
+        )
         problems.append(ValueError(told))
     raise_problems(problems)
 

@@ -161,19 +161,20 @@ def switched_labels(predictions: Predictions) -> np.ndarray:
     """
     Every head's predictions scored against every task's labels, the cheap form of a probe.
 
-    On balanced data the off-diagonal entries are at chance when no head follows another task. Entries of heads and
-    tasks with different numbers of classes compare class indices, and mean little.
+    On balanced data the off-diagonal entries are at chance when no head follows another task.
 
     Returns:
         Shape `(1 + N, 1 + N)`: row i is head i, column j is task j; the diagonal is `accuracy`. NaN where a task has
-        no labels.
+        no labels, and where the two have different numbers of classes: their indices say nothing of each other.
     """
     labels = predictions.labels
     used = labels >= 0
     heads = np.stack([predictions.predicted(i) for i in range(labels.shape[1])], axis=1)  # (n, 1 + N)
     hits = (heads[:, :, None] == labels[:, None, :]).sum(axis=0)
     count = used.sum(axis=0)
-    return np.where(count > 0, hits / np.maximum(count, 1), np.nan)
+    classes = np.asarray(predictions.num_classes)
+    told = (count > 0) & (classes[:, None] == classes)
+    return np.where(told, hits / np.maximum(count, 1), np.nan)
 
 
 def bootstrap_interval(

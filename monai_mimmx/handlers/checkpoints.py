@@ -470,14 +470,17 @@ def training_settings(checkpoint: str | os.PathLike[str], settings: Mapping[str,
             is taken from them.
 
     Returns:
-        option to value, for the options in `settings`.
+        option to value, for the options in `settings`; None for those of the training where nothing is known of it.
 
     Example:
-        >>> training_settings("no/models/model.pt", {"lambda_mi": 1.0, "device": "cpu"})
-        {'lambda_mi': 1.0, 'device': 'cpu'}
+        >>> training_settings("no/models/model.pt", {"lambda_mi": 1.0, "image_size": 96, "device": "cpu"})
+        {'lambda_mi': None, 'image_size': 96, 'device': 'cpu'}
     """
     trained = stored_metrics(checkpoint).get("config", {}) | (stored_identity(checkpoint) or {}).get("settings", {})
-    own = ("agreement", "amp", "dataset_dir", "device", "output_dir")
+    own: tuple[str, ...] = ("agreement", "amp", "dataset_dir", "device", "output_dir")
+    if not trained:  # but for what the weights and the images must be
+        own += ("feature_dim", "image_size", "slice_position", "spatial_dims", "strides")
+        trained = dict.fromkeys(settings)
     return {name: trained.get(name, value) if name not in own else value for name, value in settings.items()}
 
 

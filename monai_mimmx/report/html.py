@@ -21,7 +21,8 @@ __all__ = ["write_report"]
 EXPLAINED = {
     "shortcut": "The network leans on the spurious factors: it does worse where they point the other way.",
     "over-corrected (anti-shortcut)": "The network leans on the spurious factors in reverse: it does better where they "
-    "point the other way. This is a failure too; a smaller lambda, or balanced sampling, helps.",
+    "point the other way. This is a failure too. Where it comes of a dependence term, a smaller lambda helps, or balanced "
+    "sampling where that is off.",
     "hidden shortcut": "Val and Inv are alike, yet on balanced data the prediction of y follows a factor, or goes against it (see the "
     "switched labels): either factors that cancel out, or one that is not turned round in Inv.",
     "balanced": "The network does equally well where the spurious factors that Inv turns round point the other way.",
@@ -159,7 +160,7 @@ def _probe_tables(metrics: Mapping[str, Any]) -> str:
         html += section(
             f"Switched labels on {SUBSET_TITLES.get(subset, subset)} (%)",
             "The head of the row's block, scored against the column's labels. Off the shaded cells, far from chance "
-            "either way means that the head follows another task.",
+            "either way means that the head follows another task. A dash: their numbers of classes differ.",
         )
         html += _matrix(switched[subset], caption="", chance=(metrics.get("chance") or {}).get(subset))
     return html

@@ -197,6 +197,7 @@ def test_evaluate_takes_another_checkpoint(trained, folders, tmp_path):
     workflow("brain_age", "train", "evaluate", **more).run()
     again = json.loads((tmp_path / "alone/metrics.json").read_text())
     assert again["accuracy"] == metrics["accuracy"] and again["trained_on"] == "unknown rows"
+    assert again["method"] is again["seed"] is again["config"]["epochs"] is None and again["config"]["image_size"] == 32
 
 
 def test_resume_goes_on_where_the_training_stopped(trained, folders, tmp_path):
@@ -599,6 +600,12 @@ def test_a_torchscript_file_predicts_as_the_checkpoint_does(bundle, trained, log
     ):
         told = {key: value for key, value in row.items() if not key.startswith("attention")}
         assert other == pytest.approx(told, abs=1e-5)
+    (tmp_path / "run/models").mkdir(parents=True)
+    shutil.copy(output / "metrics.json", tmp_path / "run")
+    more["exported"] = str(shutil.copy(tmp_path / "model.ts", tmp_path / "run/models"))
+    with pytest.raises(Exception, match="Failed to") as raised:
+        predict(bundle, folders, tmp_path, tmp_path / "other.csv", "inference_exported", **more, image_size=48)
+    assert "image_size is 48, but was 32 in the training of" in str(root_cause(raised.value))
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)

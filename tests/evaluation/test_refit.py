@@ -126,8 +126,10 @@ def test_refusals(tmp_path):
     torch.save(network.state_dict(), tmp_path / "model.pt")
     lonely = Rows(data.images, torch.tensor([[0, 0], [1, 1]]).repeat(300, 1))
     lonely.labels[0] = torch.tensor([0, 1])
+    without = Rows(data.images, torch.tensor([[0, 0], [0, 1], [1, 0]]).repeat(200, 1))
     for rows, message in (
-        (lonely, "every .* cell needs 2 or more rows"),
+        (lonely, r"every .* cell needs 2 or more rows .* the classes \(1, 0\) have 0"),
+        (without, r"every .* cell needs 2 or more rows .* the classes \(1, 1\) have 0"),
         (Rows(data.images[:9], torch.zeros(9, 2, dtype=torch.long)), "every class of the primary task needs rows"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -81,6 +81,11 @@ def test_numbers_by_hand():
     np.testing.assert_allclose(switched_labels(HAND), [[6 / 8, 7 / 8], [4 / 8, 7 / 8]])
 
 
+def test_classes_of_another_number_are_not_compared():
+    found = switched_labels(at_random(classes=(3, 2, 3)))
+    assert np.isnan(found).tolist() == [[False, True, False], [True, False, True], [False, True, False]]
+
+
 def test_missing_labels_are_left_out():
     p = from_classes([[0, 0], [1, -1], [-1, 1]], [[0, 1], [0, 0], [1, 1]])
     assert accuracy(p) == 0.5
