@@ -97,13 +97,15 @@ def _attribute_tasks(
     left_out: dict[str, str] = {}
     rare: dict[str, list[str]] = {}
     for name in columns:
-        rules = _rules(labelled[name].dropna()) if name != "y" else "its name stands for the label: rename it"
+        rules, others = (
+            _rules(labelled[name].dropna()) if name != "y" else ("its name stands for the label: rename it", [])
+        )
         if isinstance(rules, str):
             left_out[name] = rules
-        else:
-            tasks.append({"name": name, "column": name, "classes": rules})
-            if others := _rare(labelled[name].dropna(), rules):
-                rare[name] = others
+            continue
+        tasks.append({"name": name, "column": name, "classes": rules})
+        if others:
+            rare[name] = others
     if len(tasks) < 2:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "it has no other column"
         raise ValueError(f"{path} has no column to audit ({reasons}): name some by --columns")
@@ -130,8 +132,8 @@ def _spellings(values: pd.Series) -> list[str]:
     return [value for _, _, value in ordered]
 
 
-def _rules(values: pd.Series) -> list[Any] | str:
-    """Rules of the classes of a column, or why it has none."""
+def _rules(values: pd.Series) -> tuple[list[Any] | str, list[str]]:
+    """Rules of the classes of a column, or why it has none; and the values that are too rare to be a class."""
     keys = values.map(value_key)
     counts = keys.value_counts()
     numbers = pd.to_numeric(keys, errors="coerce").replace([np.inf, -np.inf], np.nan)
@@ -139,21 +141,14 @@ def _rules(values: pd.Series) -> list[Any] | str:
         middle = float(numbers.median())
         middle = middle if (numbers > middle).any() else float(numbers[numbers < middle].max())
         cut = repr(middle).removesuffix(".0")
-        return [f"<= {cut}", f"> {cut}"]
-    frequent = _spellings(values[keys.map(counts) >= MIN_ROWS])
+        return [f"<= {cut}", f"> {cut}"], []
+    often = keys.map(counts) >= MIN_ROWS
+    frequent = _spellings(values[often])
     if len(frequent) > MAX_CLASSES or (len(counts) > MAX_CLASSES and len(frequent) < 2):
-        return f"{len(counts)} different values, not all of them numbers"
+        return f"{len(counts)} different values, not all of them numbers", []
     if len(frequent) < 2:
-        return f"fewer than two values stand in {MIN_ROWS} labelled rows or more"
-    return [[value] for value in frequent]
-
-
-def _rare(values: pd.Series, rules: Sequence[Any]) -> list[str]:
-    """The values that are none of the classes."""
-    if isinstance(rules[0], str):  # numbers, cut in two
-        return []
-    known = {value_key(value) for (value,) in rules}
-    return _spellings(values[~values.map(value_key).isin(known)])
+        return f"fewer than two values stand in {MIN_ROWS} labelled rows or more", []
+    return [[value] for value in frequent], _spellings(values[~often])
 
 
 def _built(parser: ConfigParser, name: str) -> Any:

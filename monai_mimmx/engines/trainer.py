@@ -492,6 +492,7 @@ class MIMMXTrainer(SupervisedTrainer):
     ) -> Tensor:
         """Train the estimator, then return lambda times the weighted dependence terms, with the estimator frozen."""
         features, attention, labels = _gather(features, attention, labels)
+        all_known = False
         if self.dependence_optimizer is not None:
             self._features.append((features.detach().float(), attention.detach().float(), labels))
             recent: Any = tuple(torch.cat(parts) for parts in zip(*self._features, strict=True))
@@ -505,7 +506,7 @@ class MIMMXTrainer(SupervisedTrainer):
             parameter.requires_grad_(False)
         try:
             with self._same_draws(self.n_b):
-                terms = self._terms(features, attention, labels, self.detach_z, _all_known(labels))
+                terms = self._terms(features, attention, labels, self.detach_z, all_known or _all_known(labels))
         finally:
             for parameter in trained:
                 parameter.requires_grad_(True)

@@ -132,6 +132,7 @@ class ExperimentEvaluation:
         scores = score_table(test)
         probes = probe_matrix(predictions["probe"], predictions["bal"])
         history = read_history(self.history) if self.history is not None else []
+        digests = {name: subset_digest(data.frame, data.task_names) for name, data in self.data.items()}
         metrics = {
             "method": self.settings.get("method"),
             "seed": self.settings.get("seed"),
@@ -154,8 +155,8 @@ class ExperimentEvaluation:
             "mi": history[-1].get("mi") if history else None,
             "epochs": history[-1]["epoch"] if history else None,
             **_selected(history, self.settings),
-            **({} if history else self._trained_on()),
-            "fingerprint": self._fingerprint(),
+            **({} if history else self._trained_on(digests)),
+            "fingerprint": hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16],  # of subjects and labels
             "seconds": sum(row["seconds"] for row in history) if history else None,
             "excluded": self._excluded(),
         }
@@ -236,19 +237,13 @@ class ExperimentEvaluation:
         index, count = np.unique(cells[cells >= 0], return_counts=True)
         return {cell_name(self.names, np.unravel_index(i, shape)): int(n) for i, n in zip(index, count, strict=True)}
 
-    def _trained_on(self) -> dict[str, str]:
+    def _trained_on(self, digests: Mapping[str, str]) -> dict[str, str]:
         """Where the rows that are here are not known to be those of the checkpoint's training, what is known of that."""
         if self.checkpoint is None:
             return {}
         if (stored := (stored_identity(self.checkpoint) or {}).get("subsets")) is None:
             return {"trained_on": "unknown rows"}
-        own = {name: subset_digest(self.data[name].frame, self.data[name].task_names) for name in stored}
-        return {} if stored == own else {"trained_on": "other rows"}
-
-    def _fingerprint(self) -> str:
-        """Of the subsets' subjects and labels: equal where two runs had the same."""
-        digests = {name: subset_digest(data.frame, data.task_names) for name, data in self.data.items()}
-        return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
+        return {} if stored == {name: digests[name] for name in stored} else {"trained_on": "other rows"}
 
     def _excluded(self) -> dict[str, int]:
         return dict(self.data["train"].frame.attrs.get("excluded", {}))
