@@ -3,7 +3,7 @@
 """Tables, label rules, correlated splits, image caches and embedded cohorts."""
 
 from monai_mimmx.data.brain_cohort import write_brain_cohort
-from monai_mimmx.data.cache import CachedImages, cache_subsets, keep_batch, select_subset
+from monai_mimmx.data.cache import CachedImages, StoredImages, cache_subsets, keep_batch, select_subset
 from monai_mimmx.data.chest_cohort import write_chest_cohort
 from monai_mimmx.data.chexpert import CheXpertColumns, find_table, is_chexpert
 from monai_mimmx.data.encoded import EncodedBatches
@@ -28,6 +28,7 @@ __all__ = [
     "EncodedBatches",
     "ImageFileDataset",
     "Rule",
+    "StoredImages",
     "Task",
     "balanced_weights",
     "cache_subsets",

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import shutil
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from tqdm import tqdm
 
 from monai_mimmx.data.workers import end_with_parent
@@ -41,10 +42,36 @@ _CHUNK_BYTES = 2**20
 Transform = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
-class Batch(dict[str, torch.Tensor]):
+class StoredImages:
+    """The images of a batch, left where the dataset keeps them until they are asked for.
+
+    What prepares a batch asks by `to`, as MONAI's own does; or it reads the rows itself, as
+    :class:`~monai_mimmx.engines.PrepareAugmentedBatch` does on a processor, which saves writing and reading a copy of them.
+
+    Args:
+        pixels: `(n, C, *spatial)`, all that the dataset keeps; not to be written to, since it may be a read-only file.
+        rows: `(B,)` int64, which of them.
+
+    Example:
+        >>> StoredImages(torch.arange(3.0).view(3, 1, 1), torch.tensor([2, 0])).to(dtype=torch.int64).flatten()
+        tensor([2, 0])
+    """
+
+    def __init__(self, pixels: torch.Tensor, rows: torch.Tensor) -> None:
+        self.pixels, self.rows = pixels, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A copy `(B, C, *spatial)`, moved and converted as :meth:`torch.Tensor.to` does."""
+        return self.pixels[self.rows].to(*args, **kwargs)
+
+
+class Batch(dict[str, Any]):
     """A whole batch, as a dataset's `__getitems__` returns it; tells a collate function that takes it for a list of items."""
 
-    def __missing__(self, key: Any) -> torch.Tensor:
+    def __missing__(self, key: Any) -> Any:
         if isinstance(key, int):
             raise TypeError("this batch is whole already: give the DataLoader collate_fn=monai_mimmx.data.keep_batch")
         raise KeyError(key)
@@ -519,6 +546,12 @@ class CachedImages(Dataset):
         """`(distinct images, C, *spatial)` stored pixels, shared by all subsets; item i stands at `rows[i]`."""
         return self._pixels
 
+    @functools.cached_property
+    def _stored(self) -> torch.Tensor:
+        with warnings.catch_warnings():  # a file is mapped to be read only, and nobody writes to it
+            warnings.filterwarnings("ignore", message=".*not writable")
+            return torch.from_numpy(np.asarray(self._pixels))
+
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape `(C, *spatial)` of one image."""
@@ -570,10 +603,16 @@ class CachedImages(Dataset):
         return Batch(image=image, label=torch.from_numpy(self.labels[index].copy()), row=torch.tensor(int(index)))
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The batch of these items: "image" `(B, C, *spatial)` float32, "label" `(B, 1+N)` and "row" `(B,)` int64."""
+        """The batch of these items: "image" `(B, C, *spatial)` float32, "label" `(B, 1+N)` and "row" `(B,)` int64.
+
+        With `as_stored` a worker's images are a tensor of the stored type, those of this process :class:`StoredImages`.
+        """
         picked = np.array(indices, dtype=np.int64)
         rows = self.rows[picked]
-        if self.as_stored:
+        images: torch.Tensor | StoredImages
+        if self.as_stored and get_worker_info() is None:
+            images = StoredImages(self._stored, torch.from_numpy(rows))
+        elif self.as_stored:
             images = torch.from_numpy(np.asarray(self._pixels[rows]))
         else:
             images = torch.empty((len(rows), *self.image_shape))
@@ -589,6 +628,7 @@ class CachedImages(Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
+        state.pop("_stored", None)  # which would be pickled with all its pixels
         if isinstance(self._pixels, np.memmap):
             state["_pixels"] = str(self._pixels.filename)  # a memmap pickles as a copy of the whole file
         return state
@@ -688,8 +728,9 @@ def select_subset(data: Mapping[str, CachedImages], name: str, *, as_stored: boo
         data: name to dataset.
         name: of the dataset.
         as_stored: serve the pixels in the type they are stored in: half the bytes of float32, or a quarter, to gather and
-            to move to a GPU. What prepares the batch there must convert them, as
-            :class:`~monai_mimmx.engines.PrepareAugmentedBatch` does where it is told a ``dtype``.
+            to move to a GPU, and none to gather on a processor (:class:`~monai_mimmx.data.StoredImages`). What prepares the
+            batch there must convert them, as :class:`~monai_mimmx.engines.PrepareAugmentedBatch` does where it is told a
+            ``dtype``.
 
     Raises:
         ValueError: an unknown name.

@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 from monai.engines import PrepareBatch, default_prepare_batch
+from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor
+
+from monai_mimmx.data import StoredImages
+from monai_mimmx.transforms import RandBatchAugment
 
 __all__ = ["PrepareAugmentedBatch"]
 
@@ -23,7 +27,8 @@ class PrepareAugmentedBatch(PrepareBatch):
             :class:`~monai_mimmx.transforms.RandBatchAugment`.
         dtype: type that the images get on the device, before they are augmented, where ``augment`` has no ``dtype`` of its
             own to give them; ``None``: as they come. What is stored in fewer bytes
-            (:func:`~monai_mimmx.data.select_subset` with ``as_stored``) then moves there in fewer.
+            (:func:`~monai_mimmx.data.select_subset` with ``as_stored``) then moves there in fewer, and on a processor
+            :class:`~monai_mimmx.transforms.RandBatchAugment` reads it where it is stored.
 
     Example:
         >>> prepare = PrepareAugmentedBatch(lambda image: image + 1)
@@ -33,15 +38,20 @@ class PrepareAugmentedBatch(PrepareBatch):
 
     def __init__(self, augment: Callable[[Tensor], Tensor], *, dtype: torch.dtype | None = None) -> None:
         self.augment, self.dtype = augment, dtype
+        self._reads_rows = isinstance(augment, RandBatchAugment) and augment.dtype is not None
 
     def __call__(
         self,
-        batchdata: Mapping[str, Tensor],
+        batchdata: Mapping[str, Any],
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
         """Batch to (image, label) on ``device``."""
+        stored = batchdata.get(Keys.IMAGE) if isinstance(batchdata, Mapping) else None
+        on_processor = torch.device(device or "cpu").type == "cpu"
+        if isinstance(stored, StoredImages) and self._reads_rows and on_processor and not kwargs:
+            return self.augment(stored.pixels, stored.rows), batchdata[Keys.LABEL]  # type: ignore[call-arg]
         image, label = default_prepare_batch(batchdata, device, non_blocking, **kwargs)  # type: ignore[arg-type, misc]
         if getattr(self.augment, "dtype", None) is None:
             image = image.to(dtype=self.dtype)  # type: ignore[union-attr]

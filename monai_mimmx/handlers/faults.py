@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from monai_mimmx.data import StoredImages
 from monai_mimmx.handlers.checkpoints import newest_whole
 
 __all__ = ["EstimatorCheck", "FailureReport"]
@@ -24,13 +25,15 @@ def batch_files(batch: Any, dataset: Any) -> list[str]:
     The image files of a batch, the most extreme pixels first; none where it does not tell.
 
     Args:
-        batch: with "image" `(B, ...)`, and "row", positions in the dataset, `(B,)`, or the file names in the metadata
+        batch: with "image" `(B, ...)`, a tensor or :class:`~monai_mimmx.data.StoredImages`, and "row", positions in the dataset, `(B,)`, or the file names in the metadata
             of a :class:`~monai.data.MetaTensor`.
         dataset: with ``files``, from rows to names, such as :class:`~monai_mimmx.data.CachedImages`.
     """
-    if not isinstance(batch, Mapping) or not isinstance(batch.get("image"), Tensor):
+    image = batch.get("image") if isinstance(batch, Mapping) else None
+    if isinstance(image, StoredImages):
+        image = image.to("cpu")
+    if not isinstance(image, Tensor):
         return []
-    image = batch["image"]
     if "row" in batch and hasattr(dataset, "files"):
         names = dataset.files(batch["row"].tolist())
     else:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -96,14 +97,16 @@ class RandBatchAugment(RandBatch):
         self.dtype = dtype
         super().__init__(seed)
 
-    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+    def __call__(self, batch: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Augment a batch.
 
         Args:
             batch: `(B, C, *spatial)`, floating point, or of any type with `dtype`; not changed.
+            rows: `(K,)` int64, the samples to take, in any order and as often; None: each once. It saves gathering them.
 
         Returns:
-            A new tensor of the same shape and device, and of `dtype` or the same type; no gradient passes through it.
+            A new tensor of the same shape (K for B) and device, and of `dtype` or the same type; no gradient passes through
+            it.
 
         Raises:
             TypeError: a batch that is no tensor, or none of floating point without `dtype`.
@@ -118,12 +121,14 @@ class RandBatchAugment(RandBatch):
                 f"expected a batch (B, C, *spatial) with spatial sizes above max_shift={self.max_shift} and an axis "
                 f"flip_axis={self.flip_axis}, got shape {tuple(batch.shape)}"
             )
-        draws = self._draw(batch)
+        if rows is None:
+            rows = torch.arange(len(batch))
+        draws = self._draw(batch, len(rows))
         way = _one_by_one if batch.device.type == "cpu" else _at_once
-        return way(batch.detach(), draws, self.flip_axis, self.dtype or batch.dtype)
+        return way(batch.detach(), rows, draws, self.flip_axis, self.dtype or batch.dtype)
 
-    def _draw(self, batch: torch.Tensor) -> _Draws:
-        count, size = len(batch), batch[0].numel() if len(batch) else 0
+    def _draw(self, batch: torch.Tensor, count: int) -> _Draws:
+        size = math.prod(batch.shape[1:])
         draw = self.generator
         shifts = torch.randint(-self.max_shift, self.max_shift + 1, (count, batch.ndim - 2), generator=draw)
         flips = torch.rand(count, generator=draw) < self.flip_prob
@@ -149,20 +154,22 @@ class _Draws(NamedTuple):
     noise: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
 
-def _one_by_one(batch: torch.Tensor, draws: _Draws, flip_axis: int, dtype: torch.dtype) -> torch.Tensor:
+def _one_by_one(
+    batch: torch.Tensor, rows: torch.Tensor, draws: _Draws, flip_axis: int, dtype: torch.dtype
+) -> torch.Tensor:
     """For a processor: one sample at a time stays in its cache, and views cost NumPy the least."""
-    out = torch.empty_like(batch, dtype=dtype, memory_format=torch.contiguous_format)
+    out = torch.empty((len(rows), *batch.shape[1:]), dtype=dtype)
     # NumPy has no bfloat16.
     bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[batch.element_size()]
     images = batch.detach().view(bits).numpy()
     # What is to be converted is shifted beside it, in the same place for every sample.
-    shifted = out if dtype == batch.dtype else batch.new_empty(batch.shape[1:]).expand_as(batch)
+    shifted = out if dtype == batch.dtype else batch.new_empty(batch.shape[1:]).expand_as(out)
     places = shifted.detach().view(bits).numpy()
     shifts, flips = draws.shifts.tolist(), draws.flips.tolist()
     gains = None if draws.gains is None else draws.gains.tolist()
     noise = None if draws.noise is None else (draws.noise[0], draws.noise[1].tolist(), draws.noise[2].tolist())
-    for index, new in enumerate(out):
-        image = np.flip(images[index], 1 + flip_axis) if flips[index] else images[index]
+    for index, (row, new) in enumerate(zip(rows.tolist(), out, strict=True)):
+        image = np.flip(images[row], 1 + flip_axis) if flips[index] else images[row]
         shift_image(image, shifts[index], places[index])
         if shifted is not out:
             new.copy_(shifted[index])
@@ -174,12 +181,14 @@ def _one_by_one(batch: torch.Tensor, draws: _Draws, flip_axis: int, dtype: torch
     return out
 
 
-def _at_once(batch: torch.Tensor, draws: _Draws, flip_axis: int, dtype: torch.dtype) -> torch.Tensor:
+def _at_once(
+    batch: torch.Tensor, rows: torch.Tensor, draws: _Draws, flip_axis: int, dtype: torch.dtype
+) -> torch.Tensor:
     """For a GPU: starting a step costs it more than the step on one sample."""
     device, axes = batch.device, batch.ndim - 2
     shifts, flips = draws.shifts.to(device), draws.flips.to(device)
     places = [
-        torch.arange(n, device=device).view(-1, *[1] * (batch.ndim - 1 - k)) for k, n in enumerate(batch.shape[:2])
+        at.to(device).view(-1, *[1] * (batch.ndim - 1 - k)) for k, at in enumerate((rows, torch.arange(batch.shape[1])))
     ]
     for axis, size in enumerate(batch.shape[2:]):
         place = (torch.arange(size, device=device) - shifts[:, axis, None]).clamp(0, size - 1)
@@ -190,7 +199,7 @@ def _at_once(batch: torch.Tensor, draws: _Draws, flip_axis: int, dtype: torch.dt
     per_sample = (-1, *[1] * (batch.ndim - 1))
     if draws.gains is not None:
         out *= draws.gains.to(out).view(per_sample)
-    if draws.noise is not None and len(batch):
+    if draws.noise is not None and len(rows):
         field, offsets, amounts = draws.noise
         noise = field.unfold(0, out[0].numel(), 1)[offsets.to(device)]
         out.addcmul_(noise.view_as(out), amounts.to(out).view(per_sample))

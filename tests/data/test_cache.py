@@ -25,7 +25,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from monai_mimmx.data import cache
-from monai_mimmx.data.cache import CachedImages, cache_subsets, keep_batch, select_subset
+from monai_mimmx.data.cache import CachedImages, StoredImages, cache_subsets, keep_batch, select_subset
 from monai_mimmx.files import locked
 
 TASKS = ["sick", "sex"]
@@ -392,15 +392,41 @@ def test_as_stored_the_pixels_are_the_same_in_fewer_bytes(frame, dtype):
     served, stored = (select_subset(data, "train", as_stored=as_stored) for as_stored in (False, True))
     rows = [3, 39, 3]
     batch, plain = stored.__getitems__(rows), served.__getitems__(rows)
-    assert batch["image"].dtype == stored[3]["image"].dtype == getattr(torch, dtype)
-    assert torch.equal(batch["image"].float(), plain["image"]) and torch.equal(
-        stored[3]["image"].float(), served[3]["image"]
-    )
+    image = batch["image"].to("cpu")
+    assert len(batch["image"]) == 3 and image.dtype == stored[3]["image"].dtype == getattr(torch, dtype)
+    assert torch.equal(batch["image"].to("cpu", torch.float32), plain["image"])
+    assert torch.equal(stored[3]["image"].float(), served[3]["image"])
     assert torch.equal(batch["label"], plain["label"]) and torch.equal(batch["row"], plain["row"])
     # One set only; and a batch is a copy, whatever is done to it.
     assert all(images.__getitems__([0])["image"].dtype == torch.float32 for images in (served, data["val"]))
-    batch["image"].zero_()
-    assert torch.equal(stored.__getitems__(rows)["image"].float(), plain["image"])
+    image.zero_()
+    assert torch.equal(stored.__getitems__(rows)["image"].to(torch.float32), plain["image"])
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_as_stored_no_pixel_is_copied_and_workers_send_tensors(frame, tmp_path, in_file, recwarn):
+    data = cache_subsets({"train": frame}, TASKS, READ, cache_dir=tmp_path if in_file else None, **OPTIONS)
+    stored = select_subset(data, "train", as_stored=True)
+    batches = [stored.__getitems__([5, 0, 5])["image"] for _ in range(2)]
+    assert {images.pixels.data_ptr() for images in batches} == {stored.images.ctypes.data}
+    assert batches[0].rows.tolist() == stored.rows[[5, 0, 5]].tolist()
+    expected = [batch["image"] for batch in DataLoader(data["train"], 16, collate_fn=keep_batch)]
+    for workers, kind in ((0, StoredImages), (1, torch.Tensor)):
+        loader = DataLoader(stored, 16, collate_fn=keep_batch, num_workers=workers)
+        served = [batch["image"] for batch in loader]
+        assert all(isinstance(images, kind) for images in served)
+        assert all(torch.equal(a.to(torch.float32), b) for a, b in zip(served, expected, strict=True))
+    assert not [str(warning.message) for warning in recwarn if "writable" in str(warning.message)]
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_pickled_after_use_it_is_as_small_as_before(frame, tmp_path, in_file):
+    data = cache_subsets({"train": frame}, TASKS, READ, cache_dir=tmp_path if in_file else None, **OPTIONS)
+    stored = select_subset(data, "train", as_stored=True)
+    before = len(pickle.dumps(stored))
+    image = stored.__getitems__([3])["image"].to("cpu")
+    assert len(pickled := pickle.dumps(stored)) == before
+    assert torch.equal(pickle.loads(pickled).__getitems__([3])["image"].to("cpu"), image)
 
 
 def test_a_batch_of_many_chunks_is_that_of_one(frame, monkeypatch):

@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import pytest
 import torch
 from monai.engines import SupervisedTrainer
 from torch import nn
 
+from monai_mimmx.data import StoredImages
 from monai_mimmx.engines import PrepareAugmentedBatch
 from monai_mimmx.transforms import RandBatchAugment
 
@@ -38,9 +40,34 @@ def test_an_augmentation_that_converts_gets_them_as_they_come():
     for own in (None, torch.float64):
         seen = []
         augment = RandBatchAugment(dtype=own)
-        augment._draw = lambda image, draw=augment._draw, seen=seen: seen.append(image.dtype) or draw(image)
+        augment._draw = lambda image, count, draw=augment._draw, seen=seen: (
+            seen.append(image.dtype) or draw(image, count)
+        )
         image, _ = PrepareAugmentedBatch(augment, dtype=torch.float32)(batch, "cpu")
         assert (seen, image.dtype) == (([torch.float32], torch.float32) if own is None else ([torch.float16], own))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+@pytest.mark.parametrize("options", [{}, {"dtype": torch.float64}])
+def test_stored_images_give_what_their_copy_gives(dtype, options):
+    pixels, rows = torch.rand(5, 1, 8, 8).half(), torch.tensor([4, 0, 0, 2])
+    label = torch.arange(4)
+    prepared = []
+    for image in (StoredImages(pixels, rows), pixels[rows]):
+        prepare = PrepareAugmentedBatch(RandBatchAugment(seed=2, dtype=dtype), dtype=torch.float32)
+        prepared.append(prepare({"image": image, "label": label}, "cpu", **options))
+    (image, label), (expected, same) = prepared
+    assert image.dtype == expected.dtype and torch.equal(image, expected) and torch.equal(label, same)
+
+
+def test_an_augmentation_of_ones_own_gets_a_tensor_of_stored_images():
+    batch = {"image": StoredImages(torch.eye(3).half(), torch.tensor([2, 2])), "label": torch.arange(2)}
+    image, _ = PrepareAugmentedBatch(lambda image: 2 * image, dtype=torch.float32)(batch, "cpu")
+    assert image.dtype == torch.float32 and image.tolist() == [[0.0, 0.0, 2.0]] * 2
+    image, _ = PrepareAugmentedBatch(RandBatchAugment(dtype=torch.float32))(
+        {"image": StoredImages(torch.zeros(3, 1, 8, 8), torch.tensor([2, 2])), "label": torch.arange(2)}, "meta"
+    )
+    assert image.device.type == "meta" and image.shape == (2, 1, 8, 8)
 
 
 def test_in_monais_trainer():

@@ -12,7 +12,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from torch.utils.data import DataLoader
 
-from monai_mimmx.data import CachedImages, EncodedBatches, keep_batch
+from monai_mimmx.data import CachedImages, EncodedBatches, keep_batch, select_subset
 from monai_mimmx.handlers import EpochRecorder, EstimatorCheck, FailureReport
 from monai_mimmx.handlers.faults import batch_files
 from monai_mimmx.losses import BlockDistanceCorrelation, BlockMutualInformation
@@ -45,9 +45,11 @@ def message_of(loader, checkpoint_dir, *, fail_at=2, epochs=1, **options):
     return str(caught.value)
 
 
+@pytest.mark.parametrize("as_stored", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_images_of_the_batch_are_named_the_most_extreme_first(images, tmp_path, caplog, workers):
-    loader = DataLoader(images, 4, collate_fn=keep_batch, num_workers=workers)
+def test_images_of_the_batch_are_named_the_most_extreme_first(images, tmp_path, caplog, workers, as_stored):
+    dataset = select_subset({"train": images}, "train", as_stored=as_stored)
+    loader = DataLoader(dataset, 4, collate_fn=keep_batch, num_workers=workers)
     message = message_of(loader, tmp_path, shown=3)
     expected = [str(tmp_path / f"{i}.png") for i in (7, 6, 5, 4)]
     named = f"most extreme first: {', '.join(expected[:3])}, and 1 more in the log."

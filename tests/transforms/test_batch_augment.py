@@ -73,11 +73,12 @@ def test_flips_and_gains():
 def test_both_ways_to_go_about_it_agree(shape, flip_axis, options):
     batch = torch.rand(shape)
     augment = RandBatchAugment(flip_axis=flip_axis, seed=3, **options)
-    draws = augment._draw(batch)
-    for dtype in (torch.float32, torch.float64):
-        torch.testing.assert_close(
-            _at_once(batch, draws, flip_axis, dtype), _one_by_one(batch, draws, flip_axis, dtype)
-        )
+    for rows in (torch.arange(len(batch)), torch.arange(len(batch)).repeat(2).flip(0)):
+        draws = augment._draw(batch, len(rows))
+        for dtype in (torch.float32, torch.float64):
+            torch.testing.assert_close(
+                _at_once(batch, rows, draws, flip_axis, dtype), _one_by_one(batch, rows, draws, flip_axis, dtype)
+            )
 
 
 @pytest.mark.parametrize("stored", [torch.uint8, torch.float16, torch.float64])
@@ -86,6 +87,16 @@ def test_what_is_stored_in_fewer_bytes_gives_what_its_conversion_gives(stored, o
     batch = (100 * torch.rand(9, 2, 12, 10)).to(stored)
     out = RandBatchAugment(seed=3, dtype=torch.float32, **options)(batch)
     assert torch.equal(out, RandBatchAugment(seed=3, **options)(batch.float()))
+
+
+@pytest.mark.parametrize("size", [(2, 12, 10), (1, 400, 400)])
+def test_rows_of_a_batch_are_augmented_as_if_they_were_gathered_first(size):
+    batch, rows = (100 * torch.rand(7, *size)).to(torch.float16), torch.tensor([6, 0, 0, 3, 5, 6, 1, 0, 2])
+    options = {"flip_prob": 0.5, "intensity": 0.2, "dtype": torch.float32, "seed": 3}
+    before = batch.clone()
+    assert torch.equal(RandBatchAugment(**options)(batch, rows), RandBatchAugment(**options)(batch[rows]))
+    assert torch.equal(batch, before)
+    assert RandBatchAugment(**options)(batch, rows[:0]).shape == (0, *size)
 
 
 def test_nothing_to_do_is_the_identity():
