@@ -128,7 +128,8 @@ def _epoch(groups: Mapping[str, list[dict[str, Any]]]) -> list[list[str]]:
     names = {
         "baseline": "`baseline`",
         "mimmx": "`mimmx`, N_B = 6, buffered features",
-        "mimmx_fresh_batches": "`mimmx`, N_B = 6, fresh batches",
+        "mimmx_fresh_batches": "`mimmx`, N_B = 6, fresh batches in float32",
+        "mimmx_fresh_batches_mixed_precision": "`mimmx`, N_B = 6, fresh batches in mixed precision",
         "mimmx_without_graph": "`mimmx`, N_B = 6, buffered features, without CUDA graph",
         "baseline_compiled": "`baseline`, compiled",
         "mimmx_compiled": "`mimmx`, N_B = 6, buffered features, compiled",

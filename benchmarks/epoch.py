@@ -3,11 +3,12 @@
 """
 One epoch of `mimmx` against one of `baseline` in the brain bundle: same data, same encoder, and where the time goes.
 
-Three trainings take turns: `baseline`; `mimmx` with its estimator on buffered features, as the bundle does; and `mimmx`
-whose every estimator step encodes a fresh batch, as the method is written. On a GPU `mimmx` also trains without the CUDA
-graph of its estimator steps, and the first two compiled. Peak memory is what an epoch adds to a process with the bundle
-built. `passes alone` is what the network's passes of the form with fresh batches would cost by themselves, one with a
-backward pass and N_B without, in units of the one with it.
+Trainings take turns: `baseline`; `mimmx` with its estimator on buffered features, as the bundle does; and `mimmx` whose
+every estimator step encodes a fresh batch, as the method is written, with these passes in float32 or in mixed precision,
+while what is trained stays in float32 (`amp_fresh`, on in the bundle where the processor computes in bfloat16). On a GPU
+`mimmx` also trains without the CUDA graph of its estimator steps, and the first two compiled. Peak memory is what an epoch
+adds to a process with the bundle built. `passes alone` is what the network's passes of a form with fresh batches would cost
+by themselves, one with a backward pass and N_B without, in units of the one with it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ BUNDLES = Path(__file__).parents[1] / "bundles"
 FORMS: dict[str, dict[str, Any]] = {
     "baseline": {"method": "baseline"},
     "mimmx": {"method": "mimmx"},
-    "mimmx_fresh_batches": {"method": "mimmx", "feature_batches": 0},
+    "mimmx_fresh_batches": {"method": "mimmx", "feature_batches": 0, "amp_fresh": False},
+    "mimmx_fresh_batches_mixed_precision": {"method": "mimmx", "feature_batches": 0, "amp_fresh": True},
 }
 ON_GPU = {"mimmx_without_graph": FORMS["mimmx"] | {"cuda_graph": False}} | {
     f"{form}_compiled": FORMS[form] | {"compile": True} for form in ("baseline", "mimmx")
@@ -130,7 +132,8 @@ def passes_alone(trainer: Any, repeats: int) -> float:
 
     @torch.no_grad()
     def fresh() -> None:
-        network(image)
+        with torch.autocast(image.device.type, enabled=trainer.amp_fresh, **trainer.amp_kwargs):
+            network(image)
 
     turns = take_turns({"step": lambda: network(image).sum().backward(), "fresh": fresh}, repeats, warm_up=3)
     return 1 + trainer.n_b * median_ratio(turns["fresh"], turns["step"])
@@ -152,7 +155,7 @@ def measure(quick: bool = False, device: str = "cpu") -> dict[str, list[dict[str
             trainers[form].run()
 
         take_turns({form: partial(epoch, form) for form in forms}, 1 + repeats // 4, warm_up=0)
-        alone = passes_alone(trainers["mimmx_fresh_batches"], 3 * repeats)
+        alone = {f: passes_alone(trainers[f], 3 * repeats) for f in forms if forms[f].get("feature_batches") == 0}
         memory = peak_megabytes(make_epoch, Path(name), scale, FORMS["mimmx"], more)
     rows = []
     for form, watch in watches.items():
@@ -165,7 +168,7 @@ def measure(quick: bool = False, device: str = "cpu") -> dict[str, list[dict[str
                 "times_baseline": median_ratio(turns[form], turns["baseline"]),
                 "images_per_second": images / seconds,
                 **({"peak_megabytes": memory} if form == "mimmx" else {}),
-                **({"passes_alone": alone} if form == "mimmx_fresh_batches" else {}),
+                **({"passes_alone": alone[form]} if form in alone else {}),
                 **{f"share_{part}": value / total for part, value in sorted(watch.seconds.items())},
                 "share_outside_encoder_and_estimator": 1
                 - (watch.seconds["encoder"] + watch.seconds["estimator"]) / total,

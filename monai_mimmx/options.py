@@ -7,7 +7,8 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -123,6 +124,7 @@ RULES: dict[str, Rule] = {
             "detach_z",
             "refine_detach_z",
             "amp",
+            "amp_fresh",
             "compile",
             "cuda_graph",
             "resume",
@@ -179,12 +181,14 @@ _NO_TERM = ("baseline", "rebalance", "groupdro", "dfr")
 _OF_THE_TERM = ("lambda_mi", "lambda_warmup", "detach_z", "conditional")
 _OF_THE_ESTIMATOR = ("estimator", "n_b", "feature_batches", "mine_learning_rate")
 
-IDLE: tuple[tuple[tuple[str, ...], str, tuple[Any, ...]], ...] = (
+IDLE: tuple[tuple[tuple[str, ...], str, Container[Any]], ...] = (
     (_OF_THE_TERM, "method", _NO_TERM),
     (_OF_THE_ESTIMATOR, "method", (*_NO_TERM, "dcor", "mmd")),
     (("alpha_y", "alpha_z", "beta_y"), "dls", (False,)),
     (("ema_decay",), "ema", (False,)),
-    (("amp_dtype",), "amp", (False,)),
+    (("amp_dtype",), "amp_fresh", (False,)),
+    (("amp_fresh",), "amp", (True,)),
+    (("amp_fresh",), "feature_batches", range(1, sys.maxsize)),
     (
         ("refine_detach_z", "refine_feature_batches", "refine_lambda_mi", "refine_learning_rate"),
         "refine_epochs",

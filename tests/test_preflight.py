@@ -268,6 +268,7 @@ OPTIONS = {
     "dls": [("ture", "True or False"), (1, "True or False")],
     "ema": [("no", "True or False")],
     "amp": [("half", "True or False")],
+    "amp_fresh": [("always", "True or False")],
     "amp_dtype": [("float8", "'float16' or 'bfloat16'"), (16, "'float16' or 'bfloat16'")],
     "compile": [("inductor", "True or False")],
     "conditional": [(0.5, "True or False")],
@@ -402,6 +403,19 @@ def test_an_idle_option_is_one_that_the_components_do_not_take(method):
     term = make_dependence(method, 2, (2, 2))
     assert ("lambda_mi" in idle) == (term is None)
     assert ("n_b" in idle) == (term is None or not [*term.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("values", "idle"),
+    [
+        ({"feature_batches": 0, "amp": False, "amp_fresh": True}, []),
+        ({"feature_batches": 0, "amp": True, "amp_fresh": True}, ["amp_fresh"]),
+        ({"feature_batches": 2, "amp": False, "amp_fresh": True}, ["amp_fresh"]),
+        ({"feature_batches": 2, "amp": False, "amp_fresh": False}, ["amp_dtype", "amp_fresh"]),
+    ],
+)
+def test_precision_of_passes_that_are_not_made_is_idle(values, idle):
+    assert [told.split()[0] for told in idle_options(["amp_fresh", "amp_dtype"], values)] == idle
 
 
 def test_an_output_that_is_a_file(study):

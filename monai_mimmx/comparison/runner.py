@@ -43,7 +43,7 @@ __all__ = [
 NEEDED = ("accuracy", "config", "n", "probes", "seconds", "task_names", "version")
 """What a finished run's metrics hold at least."""
 
-OF_THE_MACHINE = ("amp", "device", "output_dir")
+OF_THE_MACHINE = ("amp", "amp_fresh", "device", "output_dir")
 """Settings in which two runs of one plan may differ."""
 
 ALIKE = 3

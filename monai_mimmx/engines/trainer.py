@@ -131,6 +131,8 @@ class MIMMXTrainer(SupervisedTrainer):
         n_b: estimator steps per encoder batch, 1 or more.
         feature_batches: estimator steps draw on the detached features of this many latest batches, and need no
             encoder pass. 0: each estimator step encodes a fresh batch, as the method is written in the literature.
+        amp_fresh: the passes over fresh batches are in mixed precision, as ``amp_kwargs`` say, even without ``amp``: they
+            need no gradient, and only train the estimator.
         detach_z: only f_y pays for the dependence; otherwise its gradient reaches f_z too.
         attention_temperature: weight of the entropy in the weighter's objective, in nats, above 0.
         max_grad_norm: the network's gradient norm is clipped to this; ``None`` for no clipping.
@@ -193,6 +195,7 @@ class MIMMXTrainer(SupervisedTrainer):
         lambda_warmup: int = 5,
         n_b: int = 6,
         feature_batches: int = 2,
+        amp_fresh: bool = False,
         detach_z: bool = True,
         attention_temperature: float = 0.5,
         max_grad_norm: float | None = 1.0,
@@ -254,7 +257,7 @@ class MIMMXTrainer(SupervisedTrainer):
         self.weighter, self.attend_features = weighter, attend_features
         self.lambda_mi, self.lambda_warmup, self.n_b = lambda_mi, lambda_warmup, n_b
         self.detach_z, self.attention_temperature, self.max_grad_norm = detach_z, attention_temperature, max_grad_norm
-        self.feature_batches = feature_batches
+        self.feature_batches, self.amp_fresh = feature_batches, amp_fresh
         self._skipped = 0
         self._scaler_state: Mapping[str, Any] = {}
         self._features: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=max(feature_batches, 1))
@@ -375,7 +378,8 @@ class MIMMXTrainer(SupervisedTrainer):
                 self._fresh_batches = None
         inputs, labels, args, kwargs = self._prepare(batch)
         inputs, labels = _plain(inputs), _plain(labels)
-        with torch.no_grad(), torch.autocast(self.state.device.type, enabled=self.amp, **self.amp_kwargs):
+        precision = torch.autocast(self.state.device.type, enabled=self.amp or self.amp_fresh, **self.amp_kwargs)
+        with torch.no_grad(), precision:
             _, features, attention = self.inferer(inputs, self._called_network, *args, return_features=True, **kwargs)
         return features.float(), attention.float(), labels
 

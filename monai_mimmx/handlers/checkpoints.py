@@ -298,7 +298,7 @@ class TrainingIdentity:
         subsets: Mapping[str, pd.DataFrame],
         task_names: Sequence[str],
         free: Sequence[str] = (
-            *("amp", "dataset_dir", "device", "epochs", "output_dir"),
+            *("amp", "amp_fresh", "dataset_dir", "device", "epochs", "output_dir"),
             *("refine_detach_z", "refine_epochs", "refine_feature_batches", "refine_lambda_mi", "refine_learning_rate"),
         ),
     ) -> None:
@@ -477,7 +477,7 @@ def training_settings(checkpoint: str | os.PathLike[str], settings: Mapping[str,
         {'lambda_mi': None, 'image_size': 96, 'device': 'cpu'}
     """
     trained = stored_metrics(checkpoint).get("config", {}) | (stored_identity(checkpoint) or {}).get("settings", {})
-    own: tuple[str, ...] = ("agreement", "amp", "dataset_dir", "device", "output_dir")
+    own: tuple[str, ...] = ("agreement", "amp", "amp_fresh", "dataset_dir", "device", "output_dir")
     if not trained:  # but for what the weights and the images must be
         own += ("feature_dim", "image_size", "slice_position", "spatial_dims", "strides")
         trained = dict.fromkeys(settings)

@@ -375,7 +375,8 @@ def test_options_run(more, folders, tmp_path):
 def test_the_switches_for_speed_reach_the_training(bundle):
     train = json.loads((ROOT / bundle / "configs/train.json").read_text())
     trainer = train["train"]["trainer"]
-    assert train["compile"] is False and trainer["compile"] == "@compile" and trainer["amp"] == "@amp"
+    assert train["compile"] is False and trainer["compile"] == "@compile"
+    assert (trainer["amp"], trainer["amp_fresh"]) == ("@amp", "@amp_fresh")
     assert all(train[part]["trainer"]["cuda_graph"] == "@cuda_graph" for part in ("train", "refine") if part in train)
     assert "@channels_last" in train["network"]
     several = json.loads((ROOT / bundle / "configs/multi_gpu_train.json").read_text())

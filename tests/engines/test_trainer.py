@@ -463,6 +463,18 @@ class TestSpeedSwitches:
     def test_mixed_precision(self, dtype):
         self.compare(0.03, amp=True, amp_kwargs={"dtype": dtype})
 
+    def test_mixed_precision_of_fresh_batches_only(self):
+        options = {"feature_batches": 0, "lambda_warmup": 1}
+        precise, _ = losses_of(**options)
+        losses, trainer = losses_of(**options, amp_fresh=True, amp_kwargs={"dtype": torch.bfloat16})
+        assert losses[:3].equal(precise[:3])  # the first epoch's weight of the estimate is 0
+        assert not losses[3:].equal(precise[3:])
+        torch.testing.assert_close(losses, precise, rtol=1e-3, atol=1e-3)
+        assert trainer.state.output["pred"].dtype == torch.float32
+        assert all(p.dtype == torch.float32 for p in trainer.network.parameters())
+        # Kept features are of the training's own precision.
+        assert losses_of(amp_fresh=True, amp_kwargs={"dtype": torch.bfloat16})[0].equal(losses_of()[0])
+
     def test_channels_last(self):
         torch.manual_seed(0)
         network = make_network().to(memory_format=torch.channels_last)
