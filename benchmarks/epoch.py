@@ -147,6 +147,7 @@ def measure(quick: bool = False, device: str = "cpu") -> dict[str, list[dict[str
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         trainers = {form: make_trainer(Path(name), scale, options, **more) for form, options in forms.items()}
         turns = take_turns({form: trainer.run for form, trainer in trainers.items()}, repeats)
+        alone = {f: passes_alone(trainers[f], 3 * repeats) for f in forms if forms[f].get("feature_batches") == 0}
         # Then where the time goes: on a GPU to ask after every part takes time itself.
         watches = {form: Stopwatch(trainer) for form, trainer in trainers.items()}
 
@@ -155,7 +156,6 @@ def measure(quick: bool = False, device: str = "cpu") -> dict[str, list[dict[str
             trainers[form].run()
 
         take_turns({form: partial(epoch, form) for form in forms}, 1 + repeats // 4, warm_up=0)
-        alone = {f: passes_alone(trainers[f], 3 * repeats) for f in forms if forms[f].get("feature_batches") == 0}
         memory = peak_megabytes(make_epoch, Path(name), scale, FORMS["mimmx"], more)
     rows = []
     for form, watch in watches.items():
