@@ -49,7 +49,8 @@ class FailureReport:
     """
     Add to a loss or gradient that is not finite what the trainer cannot know: the batch's images and the last checkpoint.
 
-    The message names the first images, those with the most extreme pixels leading; the log lists all of them.
+    The message names the first images, those with the most extreme pixels leading; the log lists all of them. An interrupt
+    (Ctrl-C) gets the epoch and the last checkpoint.
 
     Args:
         checkpoint_dir: where the training saves.
@@ -59,6 +60,7 @@ class FailureReport:
 
     Raises:
         FloatingPointError: the trainer's, with more to say.
+        KeyboardInterrupt: likewise.
 
     Example:
         >>> def step(engine, batch):
@@ -82,8 +84,13 @@ class FailureReport:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._report)
 
     def _report(self, engine: Engine, error: BaseException) -> None:
-        if not isinstance(error, FloatingPointError) or isinstance(error.__cause__, FloatingPointError):
+        interrupted = isinstance(error, KeyboardInterrupt)
+        if not interrupted and not isinstance(error, FloatingPointError) or type(error.__cause__) is type(error):
             raise error  # Ignite comes here twice, the second time with what was raised the first time
+        if interrupted:
+            raise KeyboardInterrupt(
+                f"in epoch {self.after + engine.state.epoch} of the run. {self._last_checkpoint()}"
+            ) from error
         parts = [str(error)]
         if self.after:
             parts.append(f"That is epoch {self.after + engine.state.epoch} of the run.")
@@ -91,12 +98,13 @@ class FailureReport:
             self.logger.error("the images of the batch, the most extreme first:\n" + "\n".join(names))
             more = f", and {len(names) - self.shown} more in the log" if len(names) > self.shown else ""
             parts.append(f"Images of this batch, the most extreme first: {', '.join(names[: self.shown])}{more}.")
+        raise FloatingPointError(" ".join([*parts, self._last_checkpoint()])) from error
+
+    def _last_checkpoint(self) -> str:
         found, _ = newest_whole(self.checkpoint_dir, self.prefix)
         if found is None:
-            parts.append("No checkpoint has been saved yet.")
-        else:
-            parts.append(f"The last checkpoint is {found}, from which --resume true goes on.")
-        raise FloatingPointError(" ".join(parts)) from error
+            return "No checkpoint has been saved yet."
+        return f"The last checkpoint is {found}, from which --resume true goes on."
 
 
 class EstimatorCheck:

@@ -57,6 +57,22 @@ def test_images_of_the_batch_are_named_the_most_extreme_first(images, tmp_path, 
     assert "the most extreme first:\n" + "\n".join(expected) in caplog.text
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_an_interrupt_tells_where_it_goes_on(tmp_path, saved):
+    def step(engine, batch):
+        if engine.state.epoch == 2:
+            raise KeyboardInterrupt
+
+    if saved:
+        torch.save({}, tmp_path / "state_epoch=1.pt")
+    trainer = Engine(step)
+    FailureReport(tmp_path, after=30).attach(trainer)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        trainer.run([0], max_epochs=3)
+    last = f"The last checkpoint is {tmp_path}/state_epoch=1.pt, from which --resume true goes on."
+    assert str(caught.value) == f"in epoch 32 of the run. {last if saved else 'No checkpoint has been saved yet.'}"
+
+
 def test_a_pixel_that_is_not_a_number_is_the_most_extreme(images):
     batch = images.__getitems__([1, 7, 0])
     batch["image"][2, 0, 0, 1] = float("nan")
