@@ -195,6 +195,7 @@ IDLE: tuple[tuple[tuple[str, ...], str, Container[Any]], ...] = (
         (0,),
     ),
     (("slice_position",), "spatial_dims", (3,)),
+    (("cuda_graph",), "device", ("cpu", torch.device("cpu"))),
 )
 """Options, and another one with the values where they change nothing."""
 

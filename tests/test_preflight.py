@@ -418,6 +418,11 @@ def test_precision_of_passes_that_are_not_made_is_idle(values, idle):
     assert [told.split()[0] for told in idle_options(["amp_fresh", "amp_dtype"], values)] == idle
 
 
+def test_a_cuda_graph_on_a_processor_is_told(study, caplog):
+    check(study, cuda_graph=True, device="cpu")
+    assert "cuda_graph changes nothing where device is 'cpu'" in caplog.text
+
+
 def test_an_output_that_is_a_file(study):
     (study.parent / "taken").touch()
     tells(

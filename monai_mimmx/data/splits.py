@@ -272,6 +272,10 @@ class CorrelatedSplit:
         rows = np.concatenate([order[start : start + count] for start, count in zip(starts, needed, strict=True)])
         return rng.permutation(rows)
 
+    def _of_each(self, factors: int) -> list[float | str]:
+        """The agreement of each factor."""
+        return self._agreement * factors if self._single else self._agreement
+
     def _plan(
         self, labels: np.ndarray, kind: str, overlook_empty: bool = False
     ) -> tuple[np.ndarray, Callable[[int], np.ndarray], int, Callable[[int], str]]:
@@ -284,7 +288,7 @@ class CorrelatedSplit:
         if not len(labels):
             raise ValueError("expected at least one row of labels, got none")
         factors = labels.shape[1] - 1
-        agreement = self._agreement * factors if self._single else self._agreement
+        agreement = self._of_each(factors)
         if len(agreement) != factors:
             raise ValueError(f"expected one agreement per spurious factor ({factors}), got {len(agreement)}")
         names = _column_names(self.task_names, 1 + factors)
@@ -428,6 +432,14 @@ def make_subsets(
         num_classes=[task.num_classes for task in tasks],
         task_names=[task.name for task in tasks],
     )
+    induced = [
+        task.name for task, value in zip(tasks[1:], split._of_each(len(tasks) - 1), strict=False) if value != NATURAL
+    ]
+    blank = frame[induced] < 0
+    if (never := int(blank.any(axis=1).sum())) and never < len(frame):
+        each = ", ".join(f"{name} {count}" for name, count in blank.sum().items() if count)
+        told = "%d of %d rows miss a factor whose agreement is a number (%s): no subset can take them"
+        logger.warning(told, never, len(frame), each)
     subsets = {}
     problems: list[Exception] = []
     for name, (part, kind) in SUBSETS.items():

@@ -298,6 +298,26 @@ def test_sizes_are_caps():
     assert {name: len(subsets[name]) for name in ("bal", "inv")} == {name: len(free[name]) for name in ("bal", "inv")}
 
 
+@pytest.mark.parametrize(
+    ("agreement", "told"),
+    [
+        (0.7, "7 of 1800 rows miss a factor whose agreement is a number (sex 3, site 5): no subset can take them"),
+        ([0.7, "natural"], "3 of 1800 rows miss a factor whose agreement is a number (sex 3): no subset can take them"),
+        ("natural", None),
+    ],
+)
+def test_rows_without_an_induced_factor_are_counted(caplog, agreement, told):
+    frame = cohort()
+    frame.loc[[5, 6, 7], "sex"] = -1
+    frame.loc[[7, 8, 9, 10, 11], "site"] = -1
+    subsets = make_subsets(frame, two_tasks(), agreement=agreement)
+    assert [record.message for record in caplog.records if "miss a factor" in record.message] == [told] * (
+        told is not None
+    )
+    induced = ["sex"] * (agreement != "natural") + ["site"] * (agreement == 0.7)
+    assert all((subset[induced] >= 0).all(axis=None) for subset in subsets.values())
+
+
 def test_subset_errors():
     frame, tasks = cohort(), two_tasks()
     with pytest.raises(ValueError, match="not 'test'"):
