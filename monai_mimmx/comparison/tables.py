@@ -178,6 +178,8 @@ def _scores(folder: Path) -> dict[str, Any]:
             return {"missing": "not finished"}
         stored = json.loads((folder / "error.json").read_text(encoding="utf-8"))
         return {"error": failure(stored["status"], stored["lines"])}
+    if metrics.get("unfinished"):  # evaluated before its training was over
+        return {"missing": "not finished"}
     config = {key: value for key, value in metrics["config"].items() if key not in ("output_dir", "device")}
     about = {
         key: metrics.get(key)

@@ -199,6 +199,13 @@ def test_runs_that_are_missing_are_told(folder):
     assert "0 runs finished, 0 failed, 1 not finished, 4 not begun" in page_of(folder)
 
 
+def test_scores_of_a_training_that_is_not_over_are_no_row(folder):
+    add_run(folder, "dcor", 3, 0.5, unfinished=True)
+    write_comparison(folder)
+    assert "Of 7 planned runs, 1 missing (method and seeds): not finished: dcor 3." in page_of(folder)
+    assert "| dcor" not in (folder / "tables.md").read_text()
+
+
 def test_nothing_finished_is_said(tmp_path):
     failed = add_run(tmp_path, "dcor", 0, 0.5)
     (failed / "metrics.json").unlink()
