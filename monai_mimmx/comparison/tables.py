@@ -466,8 +466,10 @@ def notes(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, An
         told.append(f"Selected before the dependence term had any weight, in one seed or more: {', '.join(early)}.")
     precise: dict[bool, dict[str, None]] = {}
     for row in done:
-        if (amp := (row.get("config") or {}).get("amp")) is not None:
-            precise.setdefault(amp, {})[row["name"]] = None
+        config = row.get("config") or {}
+        if (amp := config.get("amp")) is not None:
+            of_fresh = config.get("amp_fresh") and config.get("feature_batches") == 0
+            precise.setdefault(bool(amp or of_fresh), {})[row["name"]] = None
     if len(precise) > 1:
         told.append(f"With mixed precision: {', '.join(precise[True])}; without: {', '.join(precise[False])}.")
     for what in ("version", "commit"):
