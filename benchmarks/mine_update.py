@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import FRESH, interleaved, peak_megabytes
-from monai_mimmx.data.cache import _available_memory
+from monai_mimmx.data.cache import available_memory
 from monai_mimmx.engines import reuse_freed_memory
 from monai_mimmx.losses import MINELoss
 from monai_mimmx.losses.mine import donsker_varadhan
@@ -137,7 +137,7 @@ def measure_cost(sizes: tuple[tuple[int, int], ...], repeats: int = 5, device: s
     """Seconds and megabytes of an update per batch size and number of factors, each in a process of its own."""
     rows = []
     for batch, factors in sizes:
-        available = _available_memory() if device == "cpu" else torch.cuda.mem_get_info()[0]
+        available = available_memory() if device == "cpu" else torch.cuda.mem_get_info()[0]
         fits = available is None or factors * _bytes(batch) < 0.9 * available
         forms = [form for form in FORMS if fits or form != "literature"]
         # The literature's form takes most of the memory there is: what one size leaves in pieces the next would lack.

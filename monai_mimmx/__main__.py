@@ -123,6 +123,8 @@ def _audit(options: argparse.Namespace, config_options: Mapping[str, Any]) -> in
     for name, values in found["attributes"].items():
         told = values.get("skipped") or f"gap {signed_points(values['gap']['value'])} points"
         print(f"{name}: {values['verdict']} ({told})")
+    for name, reason in found["left_out"].items():
+        print(f"{name}: not audited ({reason})")
     print(f"report: {Path(options.output_dir) / 'report.html'}")
     return 0
 

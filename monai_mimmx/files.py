@@ -154,7 +154,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     A path beside `path` to write to; what was written takes its place at the end, or is removed after an error.
 
-    What a process that was killed had begun to write for `path` is removed.
+    What a process of this computer that was killed had begun to write for `path` is removed.
 
     Args:
         path: the file to write, in a folder that exists.
@@ -166,8 +166,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         'a,b\\n'
     """
     target = Path(path)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    for left_over in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+    own = f".{target.name}.{platform.node()}."  # another computer may write to the same folder
+    part = target.with_name(f"{own}{os.getpid()}.part")
+    for left_over in target.parent.glob(f"{glob.escape(own)}*.part"):
         if not is_alive(left_over.name.split(".")[-2]):
             left_over.unlink(missing_ok=True)
     try:

@@ -18,7 +18,10 @@ from monai_mimmx.errors import first_line, raise_problems
 __all__ = ["idle_options", "known_options", "option_problems", "require_options"]
 
 METHODS = ("mimmx", "mimm", "dcor", "adversarial", "mmd", "baseline", "rebalance", "groupdro", "dfr")
+WITHOUT_DEPENDENCE = ("baseline", "rebalance", "groupdro", "dfr")
 NATURAL = "natural"
+OF_THE_MACHINE = ("amp", "amp_fresh", "device", "output_dir")
+"""Settings in which one training may be called on another machine."""
 SUBSET_NAMES = ("train", "select", "probe", "val", "inv", "bal")
 
 Rule = Callable[[Any], str | None]
@@ -177,27 +180,26 @@ ARGUMENTS = {
 }
 """Arguments of components to the option whose rule is theirs."""
 
-_NO_TERM = ("baseline", "rebalance", "groupdro", "dfr")
 _OF_THE_TERM = ("lambda_mi", "lambda_warmup", "detach_z", "conditional")
 _OF_THE_ESTIMATOR = ("estimator", "n_b", "feature_batches", "mine_learning_rate")
 
-IDLE: tuple[tuple[tuple[str, ...], str, Container[Any]], ...] = (
-    (_OF_THE_TERM, "method", _NO_TERM),
-    (_OF_THE_ESTIMATOR, "method", (*_NO_TERM, "dcor", "mmd")),
-    (("alpha_y", "alpha_z", "beta_y"), "dls", (False,)),
-    (("ema_decay",), "ema", (False,)),
-    (("amp_dtype",), "amp_fresh", (False,)),
-    (("amp_fresh",), "amp", (True,)),
-    (("amp_fresh",), "feature_batches", range(1, sys.maxsize)),
+IDLE: tuple[tuple[tuple[str, ...], Mapping[str, Container[Any]]], ...] = (
+    (_OF_THE_TERM, {"method": WITHOUT_DEPENDENCE}),
+    (_OF_THE_ESTIMATOR, {"method": (*WITHOUT_DEPENDENCE, "dcor", "mmd")}),
+    (("alpha_y", "alpha_z", "beta_y"), {"dls": (False,)}),
+    (("ema_decay",), {"ema": (False,)}),
+    (("amp_dtype",), {"amp": (False,), "amp_fresh": (False,)}),
+    (("amp_dtype",), {"amp": (False,), "amp_fresh": (True,), "feature_batches": range(1, sys.maxsize)}),
+    (("amp_fresh",), {"amp": (True,)}),
+    (("amp_fresh",), {"amp": (False,), "feature_batches": range(1, sys.maxsize)}),
     (
         ("refine_detach_z", "refine_feature_batches", "refine_lambda_mi", "refine_learning_rate"),
-        "refine_epochs",
-        (0,),
+        {"refine_epochs": (0,)},
     ),
-    (("slice_position",), "spatial_dims", (3,)),
-    (("cuda_graph",), "device", ("cpu", torch.device("cpu"))),
+    (("slice_position",), {"spatial_dims": (3,)}),
+    (("cuda_graph",), {"cuda_graph": (True,), "device": ("cpu", torch.device("cpu"))}),
 )
-"""Options, and another one with the values where they change nothing."""
+"""Options, and others with the values where, all of them together, they change nothing."""
 
 MEANING = {
     "n_b": "the estimator steps per encoder batch",
@@ -219,7 +221,7 @@ def known_options() -> list[str]:
 
 def idle_options(given: Iterable[str], values: Mapping[str, Any]) -> list[str]:
     """
-    Which options change nothing, as another one is what it is.
+    Which options change nothing, as others are what they are.
 
     Args:
         given: names of the options that someone has set.
@@ -234,9 +236,11 @@ def idle_options(given: Iterable[str], values: Mapping[str, Any]) -> list[str]:
     """
     names = {*given}
     return [
-        f"{', '.join(idle)} {'change' if len(idle) > 1 else 'changes'} nothing where {cause} is {values[cause]!r}"
-        for options, cause, settings in IDLE
-        if cause in values and values[cause] in settings and (idle := [name for name in options if name in names])
+        f"{', '.join(idle)} {'change' if len(idle) > 1 else 'changes'} nothing where "
+        + " and ".join(f"{cause} is {values[cause]!r}" for cause in causes)
+        for options, causes in IDLE
+        if all(cause in values and values[cause] in settings for cause, settings in causes.items())
+        and (idle := [name for name in options if name in names])
     ]
 
 

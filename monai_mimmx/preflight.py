@@ -373,7 +373,10 @@ class _Check:
             for key in ("cache_dir", "transform_key", "dtype")
             if isinstance(block, Mapping) and key in block
         }
-        cached = cached_file(images, **settings) if {"cache_dir", "transform_key"} <= {*settings} else None
+        transform = self._value(transforms, parser) if transforms in self.config else None
+        cached = None
+        if transform is not None and {"cache_dir", "transform_key"} <= {*settings}:
+            cached = cached_file(images, transform, **settings)
         if cached is not None:
             self.cache_problem = None
             self.lines.append(f"all images were decoded before, in {cached}")
@@ -384,7 +387,6 @@ class _Check:
         count = "all" if looked == len(images) else f"{looked:,} of {len(images):,}"
         rest = "" if looked == len(images) else "; the rest is checked when decoded"
         self.lines.append(f"headers of {count} images read in {took:.1f} s{rest}")
-        transform = self._value(transforms, parser) if transforms in self.config else None
         if transform is None:
             return None
         sample = np.random.default_rng(0).permutation(len(images))[: self.settings.decode]
@@ -404,11 +406,13 @@ class _Check:
 
     def _trial_parser(self, more: Mapping[str, Any]) -> ConfigParser:
         """
-        A parser of the same config, whose components are others than those of the training and leave no files. Wrong
-        options have the values that came with the bundle, so that no component refuses them a second time.
+        A parser of the same config, whose components are others than those of the training and leave no files (those of an
+        inference read from there). Wrong options have the values that came with the bundle, so that no component refuses
+        them a second time.
         """
         repaired = {name: _for_trial(self.shipped[name]) for name in self.wrong if name in self.shipped}
-        scratch = {name: self.scratch for name in ("output_dir", "ckpt_dir") if name in self.config}
+        folders = () if self.predicts else ("output_dir", "ckpt_dir")
+        scratch = {name: self.scratch for name in folders if name in self.config}
         changed = {"tensorboard": False, "resume": False} | repaired | scratch | dict(more)
         return ConfigParser(_for_trial(self.config) | changed)
 
@@ -464,8 +468,8 @@ class _Check:
         """Whether a checkpoint exists and fits the network."""
         try:
             require_checkpoint(path)
-            if parser is not None:
-                network = parser.get_parsed_content("network")
+            network = None if parser is None else self._value("network", parser)
+            if network is not None:
                 if not isinstance(network, torch.jit.ScriptModule):  # which was read from it
                     load_model(network, path)
                 self.lines.append(f"the checkpoint {path}")

@@ -34,13 +34,15 @@ def test_the_file_is_old_until_it_is_whole(tmp_path):
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
     child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    dead, mine, other = (
-        tmp_path / f".{name}.part" for name in (f"a[1].txt.{child.stdout.strip()}", "a[1].txt.1", "b.7")
+    pid, node = child.stdout.strip(), platform.node()
+    dead, *others = (
+        tmp_path / f".{name}.part"
+        for name in (f"a[1].txt.{node}.{pid}", f"a[1].txt.{node}.1", f"a[1].txt.elsewhere.{pid}", f"b.{node}.{pid}")
     )
-    for path in (dead, mine, other):
+    for path in (dead, *others):
         path.touch()
     write_text(tmp_path / "a[1].txt", "new")
-    assert sorted(tmp_path.iterdir()) == sorted([mine, other, tmp_path / "a[1].txt"])
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "a[1].txt"])
 
 
 def test_json_that_cannot_be_written_leaves_nothing(tmp_path):

@@ -410,7 +410,9 @@ def test_an_idle_option_is_one_that_the_components_do_not_take(method):
     [
         ({"feature_batches": 0, "amp": False, "amp_fresh": True}, []),
         ({"feature_batches": 0, "amp": True, "amp_fresh": True}, ["amp_fresh"]),
-        ({"feature_batches": 2, "amp": False, "amp_fresh": True}, ["amp_fresh"]),
+        ({"feature_batches": 0, "amp": True, "amp_fresh": False}, ["amp_fresh"]),
+        ({"feature_batches": 2, "amp": True, "amp_fresh": True}, ["amp_fresh"]),
+        ({"feature_batches": 2, "amp": False, "amp_fresh": True}, ["amp_dtype", "amp_fresh"]),
         ({"feature_batches": 2, "amp": False, "amp_fresh": False}, ["amp_dtype", "amp_fresh"]),
     ],
 )
@@ -420,7 +422,10 @@ def test_precision_of_passes_that_are_not_made_is_idle(values, idle):
 
 def test_a_cuda_graph_on_a_processor_is_told(study, caplog):
     check(study, cuda_graph=True, device="cpu")
-    assert "cuda_graph changes nothing where device is 'cpu'" in caplog.text
+    assert "cuda_graph changes nothing where cuda_graph is True and device is 'cpu'" in caplog.text
+    caplog.clear()
+    check(study, cuda_graph=False, device="cpu")
+    assert "cuda_graph" not in caplog.text
 
 
 def test_an_output_that_is_a_file(study):
@@ -704,6 +709,12 @@ def test_cached_images_are_not_read_again(study, caplog):
     with caplog.at_level("INFO", logger="monai_mimmx"):
         assert not told(check(study, cache_dir=str(study / "cache")))
     assert "all images were decoded before, in " in caplog.text and "headers" not in caplog.text
+    caplog.clear()
+    (stored,) = (study / "cache").glob("*.npy")
+    np.save(stored, np.zeros((72, 1, 4, 4), dtype=np.float16))  # as by other transforms under the same key
+    with caplog.at_level("INFO", logger="monai_mimmx"):
+        assert not told(check(study, cache_dir=str(study / "cache")))
+    assert "headers of all images" in caplog.text and "decoded before" not in caplog.text
 
 
 def test_all_is_told_at_once(study):

@@ -76,14 +76,6 @@ def test_no_export_hides_a_module(package):
         assert getattr(package, module.name) is sys.modules[full], f"{full} is hidden by an export of the same name"
 
 
-def test_pydoc_indeed_fails_behind_such_an_export(monkeypatch):
-    # The reason of the test above, shown on a package made for it.
-    path = "monai_mimmx.losses.mine.MINELoss"
-    assert pydoc.locate(path) is monai_mimmx.losses.MINELoss
-    monkeypatch.setattr(monai_mimmx.losses, "mine", lambda: None)
-    assert pydoc.locate(path) is None
-
-
 @pytest.mark.parametrize(
     "path",
     [

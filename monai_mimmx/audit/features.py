@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from monai_mimmx.data import ImageFileDataset
-from monai_mimmx.evaluation.predictions import evaluated
 from monai_mimmx.networks import MIMMXNet
+from monai_mimmx.networks.modes import evaluated
 
 __all__ = ["extract_features"]
 

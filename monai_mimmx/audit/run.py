@@ -42,7 +42,7 @@ def attribute_tasks(
     columns: Sequence[str] | None = None,
     without: Sequence[str] = ("image", "subject", "split"),
     split: str | None = None,
-) -> tuple[list[Task], dict[str, str]]:
+) -> tuple[list[Task], dict[str, str], dict[str, list[str]]]:
     """
     Tasks for the label and for every column of a table that can be audited.
 
@@ -58,23 +58,14 @@ def attribute_tasks(
         split: look at the rows with this value in the column split only.
 
     Returns:
-        The label's task and one task per attribute; and, of columns that are left out, the reason.
+        The label's task and one task per attribute; of columns that are left out, the reason; and the values of each column
+        that are too rare to be a class.
 
     Raises:
         FileNotFoundError: if there is no table.
         ValueError: for a table that cannot be read, an unknown column, or a table without a column that can be audited.
     """
-    return _attribute_tasks(Path(table), label, columns, without, split)[:2]
-
-
-def _attribute_tasks(
-    path: Path,
-    label: str | Mapping[str, Any],
-    columns: Sequence[str] | None,
-    without: Sequence[str],
-    split: str | None,
-) -> tuple[list[Task], dict[str, str], dict[str, list[str]]]:
-    """See `attribute_tasks`; and the values of each column that are too rare to be a class."""
+    path = Path(table)
     label_column = label if isinstance(label, str) else str(label.get("column"))
     frame = read_columns(path, [label_column, *(columns or [])], everything=True)
     if split is not None:
@@ -225,7 +216,7 @@ def audit_classifier(
     header = read_columns(Path(table), [subject_column or image_column], ["subject"]).columns
     subjects = subject_column or ("subject" if "subject" in header else image_column)
     without = (image_column, subjects, "image", "subject", "split")
-    tasks, left_out, rare = _attribute_tasks(Path(table), label, columns, without, split)
+    tasks, left_out, rare = attribute_tasks(table, label, columns=columns, without=without, split=split)
 
     def prepare(whole: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, dict[str, int]]:
         if split is None:

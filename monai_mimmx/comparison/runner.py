@@ -27,6 +27,7 @@ from tqdm import tqdm
 from monai_mimmx.data.cohort_folder import available_cpus
 from monai_mimmx.errors import root_cause
 from monai_mimmx.files import locked, write_json
+from monai_mimmx.options import OF_THE_MACHINE
 
 __all__ = [
     "PlannedRun",
@@ -42,9 +43,6 @@ __all__ = [
 
 NEEDED = ("accuracy", "config", "n", "probes", "seconds", "task_names", "version")
 """What a finished run's metrics hold at least."""
-
-OF_THE_MACHINE = ("amp", "amp_fresh", "device", "output_dir")
-"""Settings in which two runs of one plan may differ."""
 
 ALIKE = 3
 """Runs that fail with the same words before they train, and nothing else, until the rest are not begun."""
@@ -503,17 +501,19 @@ def _run(
                 status = 127  # as shells have it
             else:
                 processes.add(process)
+                if stopping.is_set():  # since before there was a process to end
+                    process.terminate()
                 status = process.wait()
                 processes.discard(process)
         places.append(place)
         seconds = time.perf_counter() - started
-    if status == 0 and run.is_finished:
-        accuracy = read_metrics(run.folder / "metrics.json")["accuracy"]
-        figures = " ".join(f"{subset} {100 * accuracy[subset]['y']:.1f}" for subset in accuracy)
-        return "finished", f"y {figures} % | {seconds:.0f} s"
-    if stopping.is_set():  # it did not fail: it was ended with the comparison
-        return "not begun", "interrupted"
-    lines = (run.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    kept = lines[-max(20, len(_last_told(lines))) :]
-    write_json(run.folder / "error.json", {"status": status, "lines": kept, "command": list(run.command)})
-    return "failed", f"FAILED with status {status}: {failure(status, lines)} | see {run.folder}/log.txt"
+        if status == 0 and run.is_finished:
+            accuracy = read_metrics(run.folder / "metrics.json")["accuracy"]
+            figures = " ".join(f"{subset} {100 * accuracy[subset]['y']:.1f}" for subset in accuracy)
+            return "finished", f"y {figures} % | {seconds:.0f} s"
+        if stopping.is_set():  # it did not fail: it was ended with the comparison
+            return "not begun", "interrupted"
+        lines = (run.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        kept = lines[-max(20, len(_last_told(lines))) :]
+        write_json(run.folder / "error.json", {"status": status, "lines": kept, "command": list(run.command)})
+        return "failed", f"FAILED with status {status}: {failure(status, lines)} | see {run.folder}/log.txt"

@@ -20,7 +20,7 @@ from scipy import stats
 from monai_mimmx.comparison.methods import METHODS
 from monai_mimmx.comparison.runner import failure, read_metrics, read_plan, read_run
 from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, followed_factors, signed_points, verdict
-from monai_mimmx.losses.dependence import WITHOUT_DEPENDENCE
+from monai_mimmx.options import WITHOUT_DEPENDENCE
 from monai_mimmx.report.html import NOT_INVERTED
 from monai_mimmx.report.page import markdown_table, markdown_text
 
@@ -169,17 +169,18 @@ def collect_rows(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def _scores(folder: Path) -> dict[str, Any]:
     """What a run has for its row: its scores, its error, or that it is not finished."""
+    metrics: dict[str, Any] = {"unfinished": True}
     try:
         metrics = read_metrics(folder / "metrics.json")
     except ValueError as error:
         return {"error": str(error)}
     except FileNotFoundError:
+        pass
+    if metrics.get("unfinished"):  # or evaluated before its training was over
         if not (folder / "error.json").is_file():
             return {"missing": "not finished"}
         stored = json.loads((folder / "error.json").read_text(encoding="utf-8"))
         return {"error": failure(stored["status"], stored["lines"])}
-    if metrics.get("unfinished"):  # evaluated before its training was over
-        return {"missing": "not finished"}
     config = {key: value for key, value in metrics["config"].items() if key not in ("output_dir", "device")}
     about = {
         key: metrics.get(key)

@@ -45,8 +45,8 @@ Transform = Callable[[dict[str, Any]], Mapping[str, Any]]
 class StoredImages:
     """The images of a batch, left where the dataset keeps them until they are asked for.
 
-    What prepares a batch asks by `to`, as MONAI's own does; or it reads the rows itself, as
-    :class:`~monai_mimmx.engines.PrepareAugmentedBatch` does on a processor, which saves writing and reading a copy of them.
+    What prepares a batch asks by `to`, as MONAI's own does; or it reads the rows itself, which saves writing and reading a
+    copy of them: see :class:`~monai_mimmx.engines.PrepareAugmentedBatch`.
 
     Args:
         pixels: `(n, C, *spatial)`, all that the dataset keeps; not to be written to, since it may be a read-only file.
@@ -65,7 +65,7 @@ class StoredImages:
 
     def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """A copy `(B, C, *spatial)`, moved and converted as :meth:`torch.Tensor.to` does."""
-        return self.pixels[self.rows].to(*args, **kwargs)
+        return self.pixels.index_select(0, self.rows).to(*args, **kwargs)
 
 
 class Batch(dict[str, Any]):
@@ -203,14 +203,21 @@ def _cache_key(identities: Sequence[str], transform_key: str, dtype: str) -> str
 
 
 def cached_file(
-    images: Sequence[str], *, cache_dir: str | os.PathLike[str] | None, transform_key: str, dtype: str = "float16"
+    images: Sequence[str],
+    transform: Transform,
+    *,
+    cache_dir: str | os.PathLike[str] | None,
+    transform_key: str,
+    dtype: str = "float16",
 ) -> Path | None:
     """
-    The file in which `cache_subsets` has cached just these images as they are now; None where there is none, or an image is not there.
+    The file in which `cache_subsets` has cached just these images as they are now; None where there is none, an image is not
+    there, or the transform has changed and its key has not.
 
     Args:
         images: paths of the images, each once.
-        cache_dir: see `CachedImages`, as are the other arguments.
+        transform: see `CachedImages`, as for the other arguments.
+        cache_dir: the folder.
         transform_key: text that names the transform and its settings.
         dtype: of the stored pixels.
     """
@@ -218,10 +225,14 @@ def cached_file(
         return None
     try:
         key = _cache_key(_identities(sorted(images), lambda index: f"image {index}"), transform_key, dtype)
+        file = Path(cache_dir) / f"{key}.npy"
+        if file.is_file() and _is_alike(
+            np.load(file, mmap_mode="r")[0], load_image(min(images), transform, dtype, None)
+        ):
+            return file
     except ValueError:  # of a file that cannot be opened
-        return None
-    file = Path(cache_dir) / f"{key}.npy"
-    return file if file.is_file() else None
+        pass
+    return None
 
 
 def _is_alike(stored: np.ndarray, image: np.ndarray) -> bool:
@@ -424,7 +435,7 @@ def _build(
     return np.load(target, mmap_mode="r")
 
 
-def _available_memory() -> int | None:
+def available_memory() -> int | None:
     """Bytes that this machine, or the container, can give without swapping; None where it does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -444,7 +455,7 @@ def _whereabouts(pixels: np.ndarray) -> str:
     )
     if not isinstance(pixels, np.memmap):
         return f"{what}, in memory"
-    free = _available_memory()
+    free = available_memory()
     if free is None:
         return f"{what}, mapped from {pixels.filename}"
     if pixels.nbytes < free:
@@ -482,6 +493,7 @@ class CachedImages(Dataset):
 
     Attributes:
         as_stored: serve the pixels in the type they are stored in, for a `prepare_batch` that converts them on its device.
+        gather: serve a batch as a tensor; else leave its pixels where they are, see `select_subset`.
         frame: the rows, with a fresh index.
         labels: `(len, 1+N)` int64.
         image_shape: `(C, *spatial)`.
@@ -506,6 +518,7 @@ class CachedImages(Dataset):
     """
 
     as_stored = False
+    gather = True
 
     def __init__(
         self,
@@ -605,12 +618,12 @@ class CachedImages(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The batch of these items: "image" `(B, C, *spatial)` float32, "label" `(B, 1+N)` and "row" `(B,)` int64.
 
-        With `as_stored` a worker's images are a tensor of the stored type, those of this process :class:`StoredImages`.
+        With `as_stored` the images are of the stored type; without `gather` they are :class:`StoredImages` in this process.
         """
         picked = np.array(indices, dtype=np.int64)
         rows = self.rows[picked]
         images: torch.Tensor | StoredImages
-        if self.as_stored and get_worker_info() is None:
+        if not self.gather and get_worker_info() is None:
             images = StoredImages(self._stored, torch.from_numpy(rows))
         elif self.as_stored:
             images = torch.from_numpy(np.asarray(self._pixels[rows]))
@@ -721,24 +734,30 @@ def blank_subsets(
     return blank
 
 
-def select_subset(data: Mapping[str, CachedImages], name: str, *, as_stored: bool = False) -> CachedImages:
+def select_subset(
+    data: Mapping[str, CachedImages], name: str, *, as_stored: bool = False, gather: bool = True
+) -> CachedImages:
     """One dataset of those that `cache_subsets` returns, by name; for bundle configs.
 
     Args:
         data: name to dataset.
         name: of the dataset.
         as_stored: serve the pixels in the type they are stored in: half the bytes of float32, or a quarter, to gather and
-            to move to a GPU, and none to gather on a processor (:class:`~monai_mimmx.data.StoredImages`). What prepares the
-            batch there must convert them, as :class:`~monai_mimmx.engines.PrepareAugmentedBatch` does where it is told a
-            ``dtype``.
+            to move to a GPU. What prepares the batch there must convert them, as
+            :class:`~monai_mimmx.engines.PrepareAugmentedBatch` does where it is told a ``dtype``.
+        gather: False, with `as_stored`: a batch holds :class:`~monai_mimmx.data.StoredImages`, for what reads pixels where
+            they are stored, as :class:`~monai_mimmx.engines.PrepareAugmentedBatch` does on a processor. Workers gather all
+            the same.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name; ``gather=False`` without `as_stored`.
     """
+    if not gather and not as_stored:
+        raise ValueError("gather=False needs as_stored=True: pixels that are left where they are keep their type")
     if name not in data:
         raise ValueError(f"expected the name of a subset, one of {', '.join(data)}, got {name!r}")
     if not as_stored:
         return data[name]
     view = copy.copy(data[name])
-    view.as_stored = True
+    view.as_stored, view.gather = True, gather
     return view

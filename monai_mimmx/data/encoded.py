@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.networks.utils import eval_mode
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from monai_mimmx.data.cache import Batch
+from monai_mimmx.networks.modes import evaluated
 
 __all__ = ["EncodedBatches"]
 
@@ -67,12 +67,11 @@ class EncodedBatches(Dataset):
         self._encoded: tuple[Tensor, Tensor] | None = None
         self._rows: list[int] = []
 
-    @torch.no_grad()
     def _encode(self) -> tuple[Tensor, Tensor]:
         outputs, labels = [], []
         bar = tqdm(total=len(self), desc="encoding", unit="img", disable=None)
         precision = torch.autocast(self.device.type, enabled=self.amp, **self.amp_kwargs)
-        with eval_mode(self.encoder), precision, bar:
+        with evaluated(self.encoder), precision, bar:
             for _ in range(self.passes):
                 for batch in self.loader:
                     image, label, *_ = self.prepare_batch(batch, self.device, False)

@@ -206,6 +206,10 @@ class CorrelatedSplit:
         """Whether any factor is made to agree with y, rather than taken as it is."""
         return any(value != NATURAL for value in self._agreement)
 
+    def induced(self, factors: int) -> list[int]:
+        """Which of so many factors are made to agree with y; 0 is the first."""
+        return [index for index, value in enumerate(self._of_each(factors)[:factors]) if value != NATURAL]
+
     def correlated(self, labels: np.ndarray, size: int | None = None) -> np.ndarray:
         """Rows with P(z_i = y) = agreement_i.
 
@@ -423,23 +427,27 @@ def make_subsets(
         if len(twice := pairs[pairs.duplicated()].unique()):
             others = f", and {len(twice) - 1} others" if len(twice) > 1 else ""
             raise ValueError(f"the subject {str(twice[0])!r} is in more than one split{others}")
-        partition = frame["split"].to_numpy()
+        partition, dealt = frame["split"].to_numpy(), "by the table's column split"
     else:
         partition = subject_partition(frame["subject"], fractions=fractions, seed=seed)
+        dealt = f"dealt at random by subject, {', '.join(f'{share:g}' for share in fractions)} (no column split)"
+    logger.info("train, val and test: %s", dealt)
     split = CorrelatedSplit(
         agreement,
         seed=seed,
         num_classes=[task.num_classes for task in tasks],
         task_names=[task.name for task in tasks],
     )
-    induced = [
-        task.name for task, value in zip(tasks[1:], split._of_each(len(tasks) - 1), strict=False) if value != NATURAL
-    ]
+    induced = [tasks[1 + index].name for index in split.induced(len(tasks) - 1)]
     blank = frame[induced] < 0
     if (never := int(blank.any(axis=1).sum())) and never < len(frame):
         each = ", ".join(f"{name} {count}" for name, count in blank.sum().items() if count)
-        told = "%d of %d rows miss a factor whose agreement is a number (%s): no subset can take them"
-        logger.warning(told, never, len(frame), each)
+        logger.warning(
+            "%d of %d rows miss a factor whose agreement is a number (%s): no subset can take them",
+            never,
+            len(frame),
+            each,
+        )
     subsets = {}
     problems: list[Exception] = []
     for name, (part, kind) in SUBSETS.items():
@@ -461,6 +469,7 @@ def make_subsets(
         if told := _too_small(split, labels, kind, name, cap, len(picked)):
             problems.append(ValueError(f"subset {name!r} (partition {part!r}, {len(rows)} rows): {told}"))
         subsets[name] = rows.iloc[picked].reset_index(drop=True)
+        subsets[name].attrs["partition"] = dealt
     raise_problems(problems, usable=frame)
     return subsets
 
@@ -512,15 +521,16 @@ def describe_subsets(subsets: Mapping[str, pd.DataFrame], tasks: Sequence[Task])
 
 
 def describe_joint(
-    frame: pd.DataFrame, tasks: Sequence[Task], published: Mapping[str, Sequence[Sequence[float]]] | None = None
+    frame: pd.DataFrame, tasks: Sequence[Task], published: Mapping[str, Mapping[str, Any]] | None = None
 ) -> str:
     """A text table of the joint distribution of y and each factor, with a published one beside it where there is one.
 
     Args:
         frame: a subset of `make_subsets`.
         tasks: of `parse_tasks`.
-        published: factor's name to its joint distribution with y, one row per class of y, one column per class of the
-            factor, summing to 1. One of a factor that is not here, or has other classes here, is not shown.
+        published: factor's name to "classes", the names of the classes of y and of the factor by task name, and "joint",
+            one row per class of y, one column per class of the factor, summing to 1. One of other tasks, or other classes,
+            than here is not shown.
 
     Returns:
         One line per factor; rows of the joint are separated by `/`. Rows that miss the factor are left out.
@@ -532,25 +542,28 @@ def describe_joint(
         >>> from monai_mimmx.data.tables import parse_tasks
         >>> tasks = parse_tasks([{"name": n, "column": n, "negative": [0], "positive": [1]} for n in ("sick", "sex")])
         >>> frame = pd.DataFrame({"sick": [0, 0, 1, 1], "sex": [0, 1, 1, 1]})
-        >>> print(describe_joint(frame, tasks, {"sex": [[0.2, 0.3], [0.1, 0.4]]}))
+        >>> joint = {"classes": {"sick": ["0", "1"], "sex": ["0", "1"]}, "joint": [[0.2, 0.3], [0.1, 0.4]]}
+        >>> print(describe_joint(frame, tasks, {"sex": joint}))
         joint with sick  here                   published
         sex              0.25 0.25 / 0.00 0.50  0.20 0.30 / 0.10 0.40
     """
     primary, *factors = tasks
-    theirs = {name: np.asarray(joint, dtype=float) for name, joint in (published or {}).items()}
-    for name, joint in theirs.items():
+    own = {factor.name: {task.name: task.class_names for task in (primary, factor)} for factor in factors}
+    theirs = {}
+    for name, entry in (published or {}).items():
+        joint = np.asarray(entry["joint"], dtype=float)
         if not math.isclose(joint.sum(), 1.0, abs_tol=0.011):
             raise ValueError(
                 f"expected the published distribution of {name!r} as numbers that sum to 1, got {joint.tolist()}"
             )
-    shapes = {factor.name: (primary.num_classes, factor.num_classes) for factor in factors}
-    theirs = {name: joint for name, joint in theirs.items() if joint.shape == shapes.get(name)}
+        if entry["classes"] == own.get(name):
+            theirs[name] = joint
     labels = _labels_of(frame, tasks)
     lines = [[f"joint with {primary.name}", "here", "published" if theirs else ""]]
     for index, factor in enumerate(factors, start=1):
         pairs = labels[:, [0, index]]
         pairs = pairs[(pairs >= 0).all(axis=1)]
-        shape = shapes[factor.name]
+        shape = (primary.num_classes, factor.num_classes)
         joint = np.bincount(cell_index(pairs, shape), minlength=math.prod(shape)).reshape(shape) / max(1, len(pairs))
         lines.append([factor.name, _joint_text(joint), _joint_text(theirs.get(factor.name, np.empty((0, 0))))])
     widths = [max(len(line[column]) for line in lines) for column in range(3)]

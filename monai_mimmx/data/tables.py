@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import logging
 import math
@@ -42,7 +43,7 @@ def value_key(value: Any) -> str:
 
 def _shown(key: str) -> str:
     """A key of `value_key` as a person writes it: 1, not 1.0."""
-    return f"{float(key):g}" if _PLAIN_NUMBER.fullmatch(key) else key
+    return key.removesuffix(".0") if _PLAIN_NUMBER.fullmatch(key) else key
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ def lacks_columns(path: str | os.PathLike[str], missing: Sequence[str], header: 
     """The error that tells which columns a table lacks, and which it has."""
     return ValueError(
         f"{path} has no column {', '.join(map(repr, missing))}: it has {', '.join(map(repr, header))}"
-        + (" (is the separator a comma?)" if len(header) == 1 else "")
+        + (" (is the separator a comma?)" if any(set(name) & set(";\t|") for name in header) or len(header) == 1 else "")
     )
 
 
@@ -258,6 +259,19 @@ def map_distinct(values: pd.Series, function: Callable[[pd.Series], pd.Series]) 
 def _stripped(texts: pd.Series) -> pd.Series:
     stripped = texts.str.strip()
     return stripped.mask(stripped.isin(BLANKS), None)
+
+
+def _not_utf8(path: Path) -> str:
+    """Where a file ceases to be UTF-8."""
+    content = path.read_bytes()
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return ", but in UTF-16"
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return f" in line {number}, after {line[: error.start][-20:].decode('utf-8')!r}"
+    return ""
 
 
 def _too_many_cells(path: Path, width: int) -> ValueError:
@@ -311,11 +325,15 @@ def read_columns(
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         if "fields in line" in str(error):
             raise_problems([*problems, _too_many_cells(path, len(header))])
-        advice = "; save it in UTF-8" if isinstance(error, UnicodeDecodeError) else ""
-        raise ValueError(f"{path} cannot be read as CSV in UTF-8: {error}{advice}") from error
+        if isinstance(error, UnicodeDecodeError):
+            raise ValueError(f"{path} is not in UTF-8{_not_utf8(path)}: save it as CSV in UTF-8") from error
+        raise ValueError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
     if not isinstance(frame.index, pd.RangeIndex):  # pandas takes the first column for one of names then
         raise_problems([*problems, _too_many_cells(path, len(header))])
     frame.columns = header
+    for name in {*optional} - {*header}:
+        if alike := [other for other in header if other.lower() == name.lower()]:
+            logger.warning("%s: the column %r is not used: it would be named %r", path, alike[0], name)
     frame.index = _lines(path, frame)
     frame = frame.loc[:, taken]
     for name in frame.columns:
@@ -390,7 +408,7 @@ def classify(values: pd.Series, task: Task, path: Path) -> tuple[np.ndarray, dic
         return classes, {}
     if has_interval:
         outside = numbers[np.unique(codes[uncovered])]
-        return classes, {f"{task.name} matches no rule ({outside.min():g} to {outside.max():g})": uncovered}
+        return classes, {f"{task.name} matches no rule ({_shown(str(outside.min()))} to {_shown(str(outside.max()))})": uncovered}
     row_counts = np.bincount(codes[uncovered], minlength=len(texts))
     listed_codes = [int(code) for code in np.argsort(-row_counts, kind="stable")[:_MAX_LISTED] if row_counts[code]]
     reasons = {f"{task.name}={texts[code]!r} matches no rule": codes == code for code in listed_codes}
@@ -456,7 +474,8 @@ def _split_problems(split: pd.Series, subjects: pd.Series | None, path: Path) ->
         line = split.index[wrong][0]
         problems.append(
             ValueError(
-                f"{path}, line {line}, column {split.name!r}: expected train, val or test, got {split[line]!r}"
+                f"{path}, line {line}, column {split.name!r}: expected train, val or test, got "
+                f"{'a blank' if pd.isna(split[line]) else repr(split[line])}"
                 f"{and_more(int(wrong.sum()))}"
             )
         )
@@ -477,15 +496,13 @@ def _split_problems(split: pd.Series, subjects: pd.Series | None, path: Path) ->
 
 def _spelling_problems(subjects: pd.Series, path: Path) -> list[Exception]:
     """One number spelled in two ways: two subjects, where tables that were joined mean one."""
-    known = set(subjects.dropna().astype(str))
-    twice = [
-        (other, name)
-        for name in sorted(known)
-        if "." in name and (other := _shown(value_key(name))) != name and other in known
-    ]
+    names = pd.Series(sorted(set(subjects.dropna().astype(str))), dtype=object)
+    names = names[names.str.fullmatch(r"0*\d+(\.0*)?")]
+    numbers = names.str.replace(r"\.0*$", "", regex=True).str.lstrip("0")  # whole, and of any length
+    twice = [tuple(names[again][:2]) for again in numbers.groupby(numbers).groups.values() if len(again) > 1]
     if not twice:
         return []
-    first, second = twice[0]
+    first, second = sorted(twice[0], key=len)
     return [
         ValueError(
             f"{path}, column {subjects.name!r}: {first!r} and {second!r} would be two subjects ({len(twice)} such): spell each "
@@ -524,7 +541,6 @@ def read_table(
     *,
     image_column: str = "image",
     subject_column: str = "subject",
-    split_column: str = "split",
     image_root: str | os.PathLike[str] | None = None,
     prepare: Callable[[pd.DataFrame, Path], tuple[pd.DataFrame, dict[str, int]]] | None = None,
     unmatched: str = "exclude",
@@ -540,7 +556,6 @@ def read_table(
         tasks: what `parse_tasks` takes or returns; the first is the primary task.
         image_column: column of the image files, absolute or relative to `image_root`, which none may lead out of.
         subject_column: column of the subject (patient) each image belongs to.
-        split_column: column that says `train`, `val` or `test`; need not exist.
         image_root: folder that holds the images and that relative paths start from; None: the table's folder. The names
             are taken as they are written: a link inside the folder may lead anywhere.
         prepare: turns the whole table (text, blanks as NA) into one with the columns above, and counts the rows that it
@@ -580,7 +595,7 @@ def read_table(
     problems: list[Exception] = []
     required = list(dict.fromkeys([image_column, subject_column, *(task.column for task in parsed)]))
     try:
-        table = read_columns(path, [] if prepare else required, [split_column], everything=prepare is not None)
+        table = read_columns(path, [] if prepare else required, ["split"], everything=prepare is not None)
     except ValueError as error:
         if getattr(error, "usable", None) is None:
             raise
@@ -644,9 +659,9 @@ def read_table(
     if subjects is not None:
         frame["subject"] = subjects
         problems += _spelling_problems(subjects, path)
-    if split_column in table.columns:
-        frame["split"] = table[split_column]
-        problems += _split_problems(table[split_column], subjects, path)
+    if "split" in table.columns:
+        frame["split"] = table["split"]
+        problems += _split_problems(table["split"], subjects, path)
     for name, classes_of_rows in labels.items():
         frame[name] = classes_of_rows[keep]
     if "image" in frame:

@@ -27,8 +27,10 @@ class PrepareAugmentedBatch(PrepareBatch):
             :class:`~monai_mimmx.transforms.RandBatchAugment`.
         dtype: type that the images get on the device, before they are augmented, where ``augment`` has no ``dtype`` of its
             own to give them; ``None``: as they come. What is stored in fewer bytes
-            (:func:`~monai_mimmx.data.select_subset` with ``as_stored``) then moves there in fewer, and on a processor
-            :class:`~monai_mimmx.transforms.RandBatchAugment` reads it where it is stored.
+            (:func:`~monai_mimmx.data.select_subset` with ``as_stored``) then moves there in fewer.
+
+    On a processor a :class:`~monai_mimmx.transforms.RandBatchAugment` with a ``dtype`` of its own, alone and not in a
+    ``Compose``, reads :class:`~monai_mimmx.data.StoredImages` where they are stored, without a copy in between.
 
     Example:
         >>> prepare = PrepareAugmentedBatch(lambda image: image + 1)

@@ -138,7 +138,7 @@ class MIMMXTrainer(SupervisedTrainer):
         max_grad_norm: the network's gradient norm is clipped to this; ``None`` for no clipping.
         cuda_graph: on a GPU estimator steps are recorded and replayed, with the same result (see
             :class:`~monai_mimmx.engines.GraphedStep`), where ``dependence.capturable``, as
-            :class:`~monai_mimmx.losses.BlockMutualInformation` is, no primary label is missing, and there is one process.
+            :class:`~monai_mimmx.losses.BlockMutualInformation` is, no primary label is missing, and there is no process group.
         kwargs: the other arguments of :class:`~monai.engines.SupervisedTrainer`; ``accumulation_steps`` must stay 1. With
             ``compile`` the network and a dependence term with parameters are called compiled; ``trainer.network`` and
             ``trainer.dependence`` stay as they were given, so that what is saved has the same names and evaluation needs
@@ -274,7 +274,7 @@ class MIMMXTrainer(SupervisedTrainer):
             self._called_dependence = torch.compile(dependence, **compile_kwargs)
         self._graphed = None
         capturable = getattr(dependence, "capturable", False) and dependence_optimizer is not None
-        if cuda_graph and capturable and self.state.device.type == "cuda" and idist.get_world_size() == 1:
+        if cuda_graph and capturable and self.state.device.type == "cuda" and idist.backend() is None:
             self._graphed = GraphedStep(self._ascend, dependence_optimizer)  # type: ignore[arg-type]
         # Before handlers that load a checkpoint at the start, whose state counts.
         self.add_event_handler(Events.STARTED, self._load_scaler)

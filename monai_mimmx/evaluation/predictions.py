@@ -5,8 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +15,8 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils import convert_to_tensor
 from scipy.special import softmax
 from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+
+from monai_mimmx.networks.modes import evaluated
 
 __all__ = ["Predictions", "collect_predictions"]
 
@@ -135,19 +136,6 @@ class Predictions:
             if missing:
                 raise ValueError(f"{os.fspath(path)} is not a file of Predictions: it lacks {missing}.")
             return cls(**{name: stored[name] for name in cls.__dataclass_fields__})
-
-
-@contextmanager
-def evaluated(network: torch.nn.Module) -> Iterator[None]:
-    """As MONAI's `eval_mode`, but after it every module has its own mode again, frozen ones too."""
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def collect_predictions(

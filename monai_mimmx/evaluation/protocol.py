@@ -39,6 +39,7 @@ from monai_mimmx.files import write_json
 from monai_mimmx.handlers import read_history
 from monai_mimmx.handlers.checkpoints import stored_identity, subset_digest
 from monai_mimmx.handlers.weights import load_model
+from monai_mimmx.options import OF_THE_MACHINE
 from monai_mimmx.report import (
     accuracy_figure,
     cooccurrence_figure,
@@ -141,6 +142,7 @@ class ExperimentEvaluation:
             "config": self.settings,
             **scores,
             "table": self.data["train"].frame.attrs.get("table"),
+            "partition": self.data["train"].frame.attrs.get("partition"),
             "classes": {name: task.class_names for name, task in zip(self.names, self.tasks, strict=True)},
             "n": {name: len(data) for name, data in self.data.items()},
             "cells": {name: self._cells(data.labels) for name, data in self.data.items()},
@@ -190,15 +192,22 @@ class ExperimentEvaluation:
         return sum(self.settings.get(name) or 0 for name in ("epochs", "refine_epochs"))
 
     def is_finished(self) -> bool:
-        """Whether this very evaluation was written before, of a whole training, with the same settings and version."""
+        """
+        Whether this very evaluation was written before, of a whole training, with the same settings and version.
+
+        Device, precision and folders may be others: a finished run may have moved.
+        """
         try:
             metrics = json.loads((self.output_dir / "metrics.json").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
             return False
         settings = json.loads(json.dumps(self.settings))  # as they are read back
-        if metrics.get("config") != settings or metrics.get("version") != monai_mimmx.__version__:
-            return False
-        if metrics.get("unfinished"):
+        free = (*OF_THE_MACHINE, "dataset_dir")
+        stored, own = (
+            {name: value for name, value in config.items() if name not in free}
+            for config in (metrics.get("config", {}), settings)
+        )
+        if stored != own or metrics.get("version") != monai_mimmx.__version__ or metrics.get("unfinished"):
             return False
         self.logger.info(f"the run in {self.output_dir} is finished, with these settings: nothing is left to resume.")
         return True

@@ -29,6 +29,7 @@ from monai.handlers import CheckpointSaver, ValidationHandler
 from monai.transforms import Randomizable, Transform
 
 from monai_mimmx.files import write_checkpoint
+from monai_mimmx.options import OF_THE_MACHINE
 
 __all__ = [
     "AtomicCheckpointSaver",
@@ -298,7 +299,7 @@ class TrainingIdentity:
         subsets: Mapping[str, pd.DataFrame],
         task_names: Sequence[str],
         free: Sequence[str] = (
-            *("amp", "amp_fresh", "dataset_dir", "device", "epochs", "output_dir"),
+            *(*OF_THE_MACHINE, "dataset_dir", "epochs"),
             *("refine_detach_z", "refine_epochs", "refine_feature_batches", "refine_lambda_mi", "refine_learning_rate"),
         ),
     ) -> None:
@@ -477,7 +478,7 @@ def training_settings(checkpoint: str | os.PathLike[str], settings: Mapping[str,
         {'lambda_mi': None, 'image_size': 96, 'device': 'cpu'}
     """
     trained = stored_metrics(checkpoint).get("config", {}) | (stored_identity(checkpoint) or {}).get("settings", {})
-    own: tuple[str, ...] = ("agreement", "amp", "amp_fresh", "dataset_dir", "device", "output_dir")
+    own: tuple[str, ...] = (*OF_THE_MACHINE, "agreement", "dataset_dir")
     if not trained:  # but for what the weights and the images must be
         own += ("feature_dim", "image_size", "slice_position", "spatial_dims", "strides")
         trained = dict.fromkeys(settings)

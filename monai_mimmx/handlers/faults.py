@@ -88,9 +88,9 @@ class FailureReport:
         if not interrupted and not isinstance(error, FloatingPointError) or type(error.__cause__) is type(error):
             raise error  # Ignite comes here twice, the second time with what was raised the first time
         if interrupted:
-            raise KeyboardInterrupt(
-                f"in epoch {self.after + engine.state.epoch} of the run. {self._last_checkpoint()}"
-            ) from error
+            epoch = self.after + engine.state.epoch
+            at = f"in epoch {epoch} of the run. " if epoch else ""
+            raise KeyboardInterrupt(at + self._last_checkpoint()) from error
         parts = [str(error)]
         if self.after:
             parts.append(f"That is epoch {self.after + engine.state.epoch} of the run.")
@@ -101,7 +101,10 @@ class FailureReport:
         raise FloatingPointError(" ".join([*parts, self._last_checkpoint()])) from error
 
     def _last_checkpoint(self) -> str:
-        found, _ = newest_whole(self.checkpoint_dir, self.prefix)
+        try:
+            found, _ = newest_whole(self.checkpoint_dir, self.prefix)
+        except ValueError:  # checkpoints of several trainings
+            return f"Checkpoints are in {self.checkpoint_dir}."
         if found is None:
             return "No checkpoint has been saved yet."
         return f"The last checkpoint is {found}, from which --resume true goes on."

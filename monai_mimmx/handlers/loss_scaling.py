@@ -40,7 +40,7 @@ def loss_scaling_factors(losses: Tensor, alpha: Tensor) -> Tensor:
     losses = losses.detach()
     counts = losses > 0
     if not bool(counts.any()):
-        return torch.ones_like(losses) ** alpha
+        return torch.ones_like(losses)
     mean, largest = losses[counts].mean(), losses[counts].max()
     # A sum beyond the largest number would make every factor 0, and the loss with them.
     mean = torch.where(torch.isinf(mean), largest * (losses[counts] / largest).mean(), mean)

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -49,7 +49,6 @@ class PredictionWriter:
         task_names: the tasks, the primary one first.
         class_names: names of the classes of each task.
         attention: the prediction carries the N attention weights behind the logits (:class:`AttentionInferer`).
-        path_key: key of the batch that holds the images' paths.
 
     Raises:
         ValueError: in the run, for predictions that are not finite, with their images.
@@ -62,18 +61,16 @@ class PredictionWriter:
         task_names: Sequence[str],
         class_names: Sequence[Sequence[str]],
         attention: bool = True,
-        path_key: str = "path",
     ) -> None:
         self.path = Path(path)
         self.task_names = list(task_names)
         self.num_classes = [len(names) for names in class_names]
-        self.attention, self.path_key = attention, path_key
+        self.attention = attention
         self.columns = ["image"]
         for task, names in zip(task_names, class_names, strict=True):
             self.columns += [f"{task}: {name}" for name in names]
         if attention:
             self.columns += [f"attention: {task}" for task in self.task_names[1:]]
-        self._file: TextIO | None = None
 
     def attach(self, engine: Engine) -> None:
         """Write the output of every iteration of ``engine``, an evaluator without decollation."""
@@ -86,19 +83,19 @@ class PredictionWriter:
 
     def _start(self, engine: Engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._part().open("w", encoding="utf-8", newline="")
-        csv.writer(self._file).writerow(map(spreadsheet_text, self.columns))
+        with self._part().open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerow(map(spreadsheet_text, self.columns))
 
     def _write(self, engine: Engine) -> None:
-        paths: Mapping | Sequence = engine.state.batch[self.path_key]  # type: ignore[index, call-overload, assignment]
+        paths: Mapping | Sequence = engine.state.batch["path"]  # type: ignore[index, call-overload, assignment]
         rows = self.rows(engine.state.output[Keys.PRED])  # type: ignore[index, call-overload]
         failed = [path for path, row in zip(paths, rows, strict=True) if not all(map(math.isfinite, row))]
-        csv.writer(self._file).writerows(  # type: ignore[arg-type]
-            [spreadsheet_text(path), *(f"{value:.6f}" for value in row)]
-            for path, row in zip(paths, rows, strict=True)
-            if path not in failed
-        )
-        self._file.flush()  # type: ignore[union-attr]
+        with self._part().open("a", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(
+                [spreadsheet_text(path), *(f"{value:.6f}" for value in row)]
+                for path, row in zip(paths, rows, strict=True)
+                if path not in failed
+            )
         if failed:
             raise ValueError(
                 f"the prediction of {len(failed)} image(s) is NaN or infinite: {first_three(failed)}. Replace them or leave "
@@ -114,6 +111,5 @@ class PredictionWriter:
         return torch.cat([*heads, *parts[len(self.num_classes) :]], dim=1).tolist()
 
     def _complete(self, engine: Engine) -> None:
-        self._file.close()  # type: ignore[union-attr]
         self._part().replace(self.path)
         logging.getLogger("monai_mimmx").info(f"predictions: {self.path}")

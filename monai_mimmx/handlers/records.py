@@ -149,10 +149,9 @@ class EpochRecorder:
         seconds_left = left * statistics.median(self._durations)  # the first epoch may hold what is done once
         self.logger.info(self.describe(row, max_epochs, seconds_left))
 
-    def describe(self, row: dict[str, Any], max_epochs: int | None = None, seconds_left: float = 0.0) -> str:
+    def describe(self, row: dict[str, Any], max_epochs: int, seconds_left: float = 0.0) -> str:
         """One line of text for a row."""
-        width = len(str(max_epochs or row["epoch"]))
-        parts = [f"epoch {row['epoch']:{width}d}/{max_epochs}"]
+        parts = [f"epoch {row['epoch']:{len(str(max_epochs))}d}/{max_epochs}"]
         parts.append("loss " + " ".join(f"{name} {row[f'loss_{name}']:.3f}" for name in self.task_names))
         if "mi" in row:
             parts.append(f"MI {row['mi']:.3f} x {row['lambda']:.2f}")

@@ -17,8 +17,6 @@ from monai_mimmx.options import require_options
 
 __all__ = ["BlockAdversary", "BlockDistanceCorrelation", "BlockMMD", "BlockMutualInformation", "make_dependence"]
 
-WITHOUT_DEPENDENCE = ("baseline", "rebalance", "groupdro", "dfr")
-
 
 class BlockMutualInformation(nn.Module):
     """

@@ -12,7 +12,16 @@ from typing import Any
 
 from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, cell_name, describe_sets, verdict_on
 from monai_mimmx.files import write_text
-from monai_mimmx.report.html import EXPLAINED, NOT_INVERTED, _ends, _percent, _plain_value, _points, _row_name, _subsets
+from monai_mimmx.report.html import (
+    EXPLAINED,
+    NOT_INVERTED,
+    gap_points,
+    interval_ends,
+    percent,
+    plain_value,
+    row_name,
+    subsets_of,
+)
 from monai_mimmx.report.page import markdown_table, markdown_text
 
 __all__ = ["final_table", "write_model_card"]
@@ -65,13 +74,14 @@ def _trained_on(metrics: Mapping[str, Any]) -> list[str]:
         markdown_table(
             ["task", "classes"],
             [
-                [_row_name(key, metrics), ", ".join(f"{i}: {name}" for i, name in enumerate(names))]
+                [row_name(key, metrics), ", ".join(f"{i}: {name}" for i, name in enumerate(names))]
                 for key, names in classes.items()
             ],
         )
         if classes
         else "",
         f"Table: `{metrics['table']}`." if metrics.get("table") else "",
+        f"Train, val and test: {metrics['partition']}." if metrics.get("partition") else "",
         _counts(metrics),
         f"Left out{'' if elsewhere else ', and therefore unknown to the model'}:\n\n"
         + markdown_table(["reason", "rows"], [(reason, count) for reason, count in excluded.items()])
@@ -86,26 +96,26 @@ def _scores(metrics: Mapping[str, Any]) -> list[str]:
     table = metrics.get("accuracy") or {}
     if not table:
         return []
-    subsets = _subsets(table)
+    subsets = subsets_of(table)
     intervals, worst = metrics.get("interval") or {}, metrics.get("worst_group") or {}
-    rows = [[_row_name(key, metrics), *(_percent(table[s].get(key)) for s in subsets)] for key in table[subsets[0]]]
+    rows = [[row_name(key, metrics), *(percent(table[s].get(key)) for s in subsets)] for key in table[subsets[0]]]
     if intervals:
-        rows.insert(1, ["y, 95 % interval", *(_ends(intervals.get(s), _percent) for s in subsets)])
+        rows.insert(1, ["y, 95 % interval", *(interval_ends(intervals.get(s), percent) for s in subsets)])
     auroc = metrics.get("auroc") or {}
     if auroc:
-        rows.append(["y, AUROC", *(_percent(auroc.get(s, {}).get("y")) for s in subsets)])
+        rows.append(["y, AUROC", *(percent(auroc.get(s, {}).get("y")) for s in subsets)])
     if worst:
         groups = (worst.get(s) for s in subsets)
-        told = (f"{_percent(g['accuracy'])} ({g['cell']}; {_images(g['n'])})" if g else "–" for g in groups)
+        told = (f"{percent(g['accuracy'])} ({g['cell']}; {_images(g['n'])})" if g else "–" for g in groups)
         rows.append(["y, worst group", *told])
     parts = [markdown_table(["accuracy (%)", *(SUBSET_TITLES.get(s, s) for s in subsets)], rows)]
     if (word := verdict_on(metrics)) is not None:
         gap = metrics.get("drop_val_inv", table["val"]["y"] - table["inv"]["y"])
         interval = metrics.get("drop_val_inv_interval")
-        sure = f" (95 % interval {_ends(interval, _points)})" if interval else ""
-        parts.insert(0, f"**{word.capitalize()}**: Val − Inv is {_points(gap)} points{sure}. {EXPLAINED[word]}")
+        sure = f" (95 % interval {interval_ends(interval, gap_points)})" if interval else ""
+        parts.insert(0, f"**{word.capitalize()}**: Val − Inv is {gap_points(gap)} points{sure}. {EXPLAINED[word]}")
     elif None not in (pair := [table.get(subset, {}).get("y") for subset in ("val", "bal")]):
-        parts.insert(0, f"**No verdict**: Val − Bal is {_points(pair[0] - pair[1])} points. {NOT_INVERTED}")
+        parts.insert(0, f"**No verdict**: Val − Bal is {gap_points(pair[0] - pair[1])} points. {NOT_INVERTED}")
     return parts
 
 
@@ -113,7 +123,7 @@ def _leaks(probes: Mapping[str, Any]) -> list[str]:
     """What is read from f_y well above chance, in words."""
     chance = probes.get("chance") or {}
     return [
-        f"{name} ({kind} probe {_percent(value)} %, chance {_percent(chance[name])} %)"
+        f"{name} ({kind} probe {percent(value)} %, chance {percent(chance[name])} %)"
         for kind, matrix in probes.items()
         if kind != "chance"
         for name, value in matrix.get("f_y", {}).items()
@@ -127,8 +137,8 @@ def _probes(metrics: Mapping[str, Any]) -> list[str]:
     for kind, matrix in probes.items():
         if kind != "chance":
             columns = list(next(iter(matrix.values())))
-            rows = [[block, *(_percent(row.get(column)) for column in columns)] for block, row in matrix.items()]
-            rows.append(["chance", *(_percent((probes.get("chance") or {}).get(column)) for column in columns)])
+            rows = [[block, *(percent(row.get(column)) for column in columns)] for block, row in matrix.items()]
+            rows.append(["chance", *(percent((probes.get("chance") or {}).get(column)) for column in columns)])
             parts.append(markdown_table([f"{kind} probe (%)", *columns], rows))
     if parts:
         leaks = _leaks(probes)
@@ -146,7 +156,7 @@ def _limits(metrics: Mapping[str, Any]) -> list[str]:
     limits = [TOO_GOOD if limit == SAME_TABLE and elsewhere else limit for limit in LIMITS]
     if agreement := (metrics.get("config") or {}).get("agreement"):
         limits.append(
-            f"The classes of y are equally frequent in all sets, and P(factor = y) was set to {_plain_value(agreement)}, by "
+            f"The classes of y are equally frequent in all sets, and P(factor = y) was set to {plain_value(agreement)}, by "
             "leaving out rows (of a natural factor none): that is the composition of no clinic."
         )
     if (train := (metrics.get("cells") or {}).get("train")) and not elsewhere:
@@ -213,7 +223,7 @@ def write_model_card(folder: str | os.PathLike[str], metrics: Mapping[str, Any],
         "commit": "",
     }
     told = ", ".join(f"{key} {metrics[key]:{form}}" for key, form in formats.items() if metrics.get(key) is not None)
-    settings = [(key, f"`{_plain_value(value)}`") for key, value in (metrics.get("config") or {}).items()]
+    settings = [(key, f"`{plain_value(value)}`") for key, value in (metrics.get("config") or {}).items()]
     on = "Evaluated on" if metrics.get("trained_on") else "Trained on"
     sections = {
         on: _trained_on(metrics) if metrics.get("cells") or metrics.get("table") else [],

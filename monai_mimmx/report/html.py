@@ -36,41 +36,41 @@ NOT_INVERTED = (
 )
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def _points(gap: float) -> str:
+def gap_points(gap: float) -> str:
     return signed_points(gap).replace("-", "−")
 
 
-def _ends(interval: Sequence[float] | None, form: Callable[[float], str]) -> str:
+def interval_ends(interval: Sequence[float] | None, form: Callable[[float], str]) -> str:
     return "–" if interval is None else " to ".join(map(form, interval))
 
 
-def _subsets(table: Mapping[str, Any]) -> list[str]:
+def subsets_of(table: Mapping[str, Any]) -> list[str]:
     return [subset for subset in SUBSET_TITLES if subset in table] + [
         subset for subset in table if subset not in SUBSET_TITLES
     ]
 
 
-def _row_name(key: str, metrics: Mapping[str, Any]) -> str:
+def row_name(key: str, metrics: Mapping[str, Any]) -> str:
     names = metrics.get("task_names") or ["y"]
     return f"y ({names[0]})" if key == "y" and names[0] != "y" else key
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:
     table = metrics.get("accuracy", {})
-    y = {subset: table[subset].get("y") for subset in _subsets(table)}
-    numbers = [(f"y on {SUBSET_TITLES.get(s, s)} (%)", _percent(value)) for s, value in y.items()]
+    y = {subset: table[subset].get("y") for subset in subsets_of(table)}
+    numbers = [(f"y on {SUBSET_TITLES.get(s, s)} (%)", percent(value)) for s, value in y.items()]
     text = ""
     if (word := verdict_on(metrics)) is not None:
-        numbers.append(("Val − Inv (points)", _points(y["val"] - y["inv"])))
+        numbers.append(("Val − Inv (points)", gap_points(y["val"] - y["inv"])))
         good = "good" if word == "balanced" else "bad"
         words = f"<strong>{escape(word.capitalize())}</strong><p>{escape(EXPLAINED[word])}</p>"
         text = f'<div class="verdict {good}">{words}</div>'
     elif y.get("val") is not None and y.get("bal") is not None:
-        numbers.append(("Val − Bal (points)", _points(y["val"] - y["bal"])))
+        numbers.append(("Val − Bal (points)", gap_points(y["val"] - y["bal"])))
         words = f"<strong>No verdict</strong><p>{escape(NOT_INVERTED)}</p>"
         text = f'<div class="verdict">{words}</div>'
     return (
@@ -96,21 +96,21 @@ def _score_tables(metrics: Mapping[str, Any]) -> str:
         table = metrics.get(name)
         if not table:
             continue
-        subsets = _subsets(table)
+        subsets = subsets_of(table)
         head = ["task", *(SUBSET_TITLES.get(s, s) for s in subsets)]
         keys = list(table[subsets[0]])
         intervals = {**(metrics.get("interval") or {}), "gap": metrics.get("drop_val_inv_interval")}
         gaps = name == "accuracy" and "val" in table and "inv" in table
         rows = []
         for key in keys:
-            row = [_row_name(key, metrics), *(_percent(table[s].get(key)) for s in subsets)]
+            row = [row_name(key, metrics), *(percent(table[s].get(key)) for s in subsets)]
             if gaps:
                 pair = [table[s].get(key) for s in ("val", "inv")]
-                row.append("–" if None in pair else _points(pair[0] - pair[1]))
+                row.append("–" if None in pair else gap_points(pair[0] - pair[1]))
             rows.append(row)
             if name == "accuracy" and key == "y" and any(intervals.values()):
-                ends = [_ends(intervals.get(s), _percent) for s in subsets]
-                rows.append(["95 % interval", *ends, *([_ends(intervals["gap"], _points)] if gaps else [])])
+                ends = [interval_ends(intervals.get(s), percent) for s in subsets]
+                rows.append(["95 % interval", *ends, *([interval_ends(intervals["gap"], gap_points)] if gaps else [])])
         html += section(f"{title} (%)", notes[name])
         html += html_table(head + (["Val − Inv"] if gaps else []), rows)
     worst = {subset: group for subset, group in (metrics.get("worst_group") or {}).items() if group}
@@ -124,10 +124,10 @@ def _score_tables(metrics: Mapping[str, Any]) -> str:
             (
                 SUBSET_TITLES.get(subset, subset),
                 worst[subset]["cell"],
-                _percent(worst[subset]["accuracy"]),
+                percent(worst[subset]["accuracy"]),
                 worst[subset]["n"],
             )
-            for subset in _subsets(worst)
+            for subset in subsets_of(worst)
         )
         html += html_table(["set", "cell", "accuracy (%)", "images"], groups, kind="words")
     return html
@@ -135,9 +135,9 @@ def _score_tables(metrics: Mapping[str, Any]) -> str:
 
 def _matrix(matrix: Mapping[str, Mapping[str, Any]], *, caption: str, chance: Mapping[str, Any] | None = None) -> str:
     columns = list(next(iter(matrix.values())))
-    rows = [[block, *(_percent(row.get(column)) for column in columns)] for block, row in matrix.items()]
+    rows = [[block, *(percent(row.get(column)) for column in columns)] for block, row in matrix.items()]
     if chance:
-        rows.append(["chance", *(_percent(chance.get(column)) for column in columns)])
+        rows.append(["chance", *(percent(chance.get(column)) for column in columns)])
     return html_table(["block", *columns], rows, caption=caption, own=True)
 
 
@@ -166,7 +166,7 @@ def _probe_tables(metrics: Mapping[str, Any]) -> str:
     return html
 
 
-def _plain_value(value: Any) -> str:
+def plain_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -197,11 +197,11 @@ def _details(metrics: Mapping[str, Any]) -> str:
             else ""
         )
         html += section("Settings", note)
-        html += html_table(["name", "value"], [(k, _plain_value(v)) for k, v in settings.items()], kind="settings")
+        html += html_table(["name", "value"], [(k, plain_value(v)) for k, v in settings.items()], kind="settings")
     excluded = metrics.get("excluded")
     if excluded:
         html += section("Excluded rows", "Rows of the table that were left out, by reason.")
-        html += html_table(["reason", "rows"], [(k, _plain_value(v)) for k, v in excluded.items()], kind="settings")
+        html += html_table(["reason", "rows"], [(k, plain_value(v)) for k, v in excluded.items()], kind="settings")
     return html
 
 

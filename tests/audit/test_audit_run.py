@@ -181,7 +181,7 @@ def test_tasks_of_a_table(tmp_path):
     frame = pd.DataFrame({"y": [0, 1] * 50, "age": range(100), "sex": ["F", " M"] * 50, "grade": [1, 2, 10, 2] * 25})
     frame["mostly_zero"] = [0] * 88 + list(range(1, 13))
     frame.to_csv(path, index=False)
-    tasks, left_out = attribute_tasks(path, "y")
+    tasks, left_out, _ = attribute_tasks(path, "y")
     rules = {task.name: task.class_names for task in tasks}
     assert rules == {
         "y": ["0", "1"],
@@ -201,7 +201,7 @@ def test_spellings_blanks_and_odd_columns(tmp_path):
     frame["fu"] = [None] * 50 + ["a", "b"] * 25
     frame.loc[50:, "y"] = ["", "Effusion"] * 25  # "a" stands in rows without a label only
     frame.to_csv(path)
-    tasks, left_out = attribute_tasks(path, "y")
+    tasks, left_out, _ = attribute_tasks(path, "y")
     rules = {task.name: task.class_names for task in tasks}
     assert rules["y"] == ["Effusion", "None"] and rules["flag"] == ["0", "1"] and list(rules)[-1] == "stamp"
     assert left_out["fu"] == "fewer than two values stand in 20 labelled rows or more"
@@ -218,7 +218,7 @@ def test_a_column_twice(tmp_path):
 
 def test_columns_without_a_name_are_none(tmp_path):
     (tmp_path / "t.csv").write_text(",y,sex,\n" + "".join(f"{i},{i % 2},{'FM'[i // 2 % 2]},{i}\n" for i in range(80)))
-    tasks, left_out = attribute_tasks(tmp_path / "t.csv", "y")
+    tasks, left_out, _ = attribute_tasks(tmp_path / "t.csv", "y")
     assert [task.name for task in tasks] == ["y", "sex"] and not left_out
 
 
@@ -254,7 +254,7 @@ def test_classes_are_those_of_the_split(tmp_path):
     frame["split"] = ["train"] * 60 + ["test"] * 60
     frame.loc[60:, "site"] = ["a", "b", "a"] * 20  # no c in test
     frame.to_csv(tmp_path / "t.csv", index=False)
-    tasks, _ = attribute_tasks(tmp_path / "t.csv", "y", split="test")
+    tasks, *_ = attribute_tasks(tmp_path / "t.csv", "y", split="test")
     assert {task.name: task.class_names for task in tasks[1:]} == {"age": ["<= 89.5", "> 89.5"], "site": ["a", "b"]}
     with pytest.raises(ValueError, match="t.csv has no row of the split 'tset': it has 'train', 'test'"):
         attribute_tasks(tmp_path / "t.csv", "y", split="tset")

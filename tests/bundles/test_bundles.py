@@ -248,8 +248,7 @@ def test_a_killed_training_ends_as_if_undisturbed(bundle, at, more, folders, tmp
 
 
 def test_a_finished_training_is_left_as_it_is(trained, folders, tmp_path, caplog):
-    shutil.copytree(trained("brain_age")[0], tmp_path / "copy")
-    train("brain_age", folders, tmp_path / "copy")
+    shutil.copytree(trained("brain_age")[0], tmp_path / "copy")  # to another place, which changes nothing
     before = {path: path.read_bytes() for path in (tmp_path / "copy").rglob("*") if path.is_file()}
     with caplog.at_level("INFO", logger="monai_mimmx"):
         train("brain_age", folders, tmp_path / "copy", resume=True)
@@ -435,8 +434,8 @@ def test_training_images_move_as_they_are_stored_and_train_as_float32(bundle, fo
     parser = workflow(bundle, "train", **options(bundle, folders, tmp_path, sampling="correlated")).parser
     batch, prepare = (parser.get_parsed_content(f"train#{name}") for name in ("dataloader", "prepare_batch"))
     batch = next(iter(batch))
-    assert batch["image"].dtype == torch.float16 and prepare(batch, "cpu")[0].dtype == torch.float32
-    prepare.augment = torch.clone  # an overlay's own, which knows nothing of it
+    assert batch["image"].to("cpu").dtype == torch.float16 and prepare(batch, "cpu")[0].dtype == torch.float32
+    prepare = PrepareAugmentedBatch(torch.clone, dtype=torch.float32)  # with an augmentation that knows nothing of it
     assert prepare(batch, "cpu")[0].dtype == torch.float32
 
 

@@ -204,6 +204,9 @@ def test_scores_of_a_training_that_is_not_over_are_no_row(folder):
     write_comparison(folder)
     assert "Of 7 planned runs, 1 missing (method and seeds): not finished: dcor 3." in page_of(folder)
     assert "| dcor" not in (folder / "tables.md").read_text()
+    (folder / "dcor/seed_3/error.json").write_text(json.dumps({"status": 1, "lines": ["no memory"]}))
+    write_comparison(folder)
+    assert "6 runs finished, 1 failed" in page_of(folder) and "no memory" in page_of(folder)
 
 
 def test_nothing_finished_is_said(tmp_path):

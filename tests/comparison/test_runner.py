@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import os
 import re
 import shlex
 import signal
@@ -169,6 +170,36 @@ def test_a_terminated_comparison_ends_its_runs_too(bundle):
     assert not (made[0].folder / "error.json").exists()  # it did not fail: it is one of those not finished
     (row,) = collect_rows(bundle.parent / "out")
     assert row["missing"] == "not finished"
+
+
+def test_a_run_that_is_about_to_start_ends_with_its_comparison(bundle, monkeypatch):
+    made, record = runs(bundle, "baseline", options={"wait": 600}), runner._record
+
+    def stop(run):
+        record(run)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+    monkeypatch.setattr(runner, "_record", stop)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        execute_runs(made, progress=False)
+    assert time.monotonic() - started < 300 and not made[0].is_finished
+    assert not (made[0].folder / "error.json").exists()
+
+
+def test_a_failure_is_recorded_before_another_process_may_run_it(bundle, monkeypatch):
+    made, write, free = runs(bundle, "dcor"), runner.write_json, []
+
+    def look(path, content):
+        if Path(path).name == "error.json":
+            with locked(made[0].folder / ".lock") as lock:
+                free.append(lock is not None)
+        write(path, content)
+
+    monkeypatch.setattr(runner, "write_json", look)
+    assert execute_runs(made, progress=False, report=lambda line: None)["failed"] == 1
+    assert free == [False]
 
 
 def test_what_another_process_finished_meanwhile_is_not_run_again(bundle):

@@ -392,21 +392,31 @@ def test_as_stored_the_pixels_are_the_same_in_fewer_bytes(frame, dtype):
     served, stored = (select_subset(data, "train", as_stored=as_stored) for as_stored in (False, True))
     rows = [3, 39, 3]
     batch, plain = stored.__getitems__(rows), served.__getitems__(rows)
-    image = batch["image"].to("cpu")
-    assert len(batch["image"]) == 3 and image.dtype == stored[3]["image"].dtype == getattr(torch, dtype)
-    assert torch.equal(batch["image"].to("cpu", torch.float32), plain["image"])
-    assert torch.equal(stored[3]["image"].float(), served[3]["image"])
+    assert batch["image"].dtype == stored[3]["image"].dtype == getattr(torch, dtype)
+    assert torch.equal(batch["image"].float(), plain["image"]) and torch.equal(
+        stored[3]["image"].float(), served[3]["image"]
+    )
     assert torch.equal(batch["label"], plain["label"]) and torch.equal(batch["row"], plain["row"])
     # One set only; and a batch is a copy, whatever is done to it.
     assert all(images.__getitems__([0])["image"].dtype == torch.float32 for images in (served, data["val"]))
-    image.zero_()
-    assert torch.equal(stored.__getitems__(rows)["image"].to(torch.float32), plain["image"])
+    batch["image"].zero_()
+    assert torch.equal(stored.__getitems__(rows)["image"].float(), plain["image"])
+    in_place = select_subset(data, "train", as_stored=True, gather=False).__getitems__(rows)["image"]
+    assert len(in_place) == 3 and in_place.to("cpu").dtype == getattr(torch, dtype)
+    in_place.to("cpu").zero_()
+    assert torch.equal(in_place.to("cpu", torch.float32), plain["image"])
+
+
+def test_pixels_left_in_place_keep_their_type(frame):
+    data = cache_subsets({"train": frame}, TASKS, READ, cache_dir=None, **OPTIONS)
+    with pytest.raises(ValueError, match="gather=False needs as_stored=True"):
+        select_subset(data, "train", gather=False)
 
 
 @pytest.mark.parametrize("in_file", [False, True])
-def test_as_stored_no_pixel_is_copied_and_workers_send_tensors(frame, tmp_path, in_file, recwarn):
+def test_in_place_no_pixel_is_copied_and_workers_send_tensors(frame, tmp_path, in_file, recwarn):
     data = cache_subsets({"train": frame}, TASKS, READ, cache_dir=tmp_path if in_file else None, **OPTIONS)
-    stored = select_subset(data, "train", as_stored=True)
+    stored = select_subset(data, "train", as_stored=True, gather=False)
     batches = [stored.__getitems__([5, 0, 5])["image"] for _ in range(2)]
     assert {images.pixels.data_ptr() for images in batches} == {stored.images.ctypes.data}
     assert batches[0].rows.tolist() == stored.rows[[5, 0, 5]].tolist()
@@ -422,7 +432,7 @@ def test_as_stored_no_pixel_is_copied_and_workers_send_tensors(frame, tmp_path, 
 @pytest.mark.parametrize("in_file", [False, True])
 def test_pickled_after_use_it_is_as_small_as_before(frame, tmp_path, in_file):
     data = cache_subsets({"train": frame}, TASKS, READ, cache_dir=tmp_path if in_file else None, **OPTIONS)
-    stored = select_subset(data, "train", as_stored=True)
+    stored = select_subset(data, "train", as_stored=True, gather=False)
     before = len(pickle.dumps(stored))
     image = stored.__getitems__([3])["image"].to("cpu")
     assert len(pickled := pickle.dumps(stored)) == before
@@ -498,7 +508,7 @@ def test_a_killed_worker_is_reported(frame):
     ],
 )
 def test_the_log_says_where_the_images_are(frame, tmp_path, monkeypatch, caplog, in_memory, available, place):
-    monkeypatch.setattr(cache, "_available_memory", lambda: available)
+    monkeypatch.setattr(cache, "available_memory", lambda: available)
     monkeypatch.setattr(logging.getLogger("monai_mimmx"), "propagate", True)
     with caplog.at_level(logging.INFO, "monai_mimmx"):
         CachedImages(frame, TASKS, READ, cache_dir=None if in_memory else tmp_path / "cache", **OPTIONS)
@@ -507,7 +517,7 @@ def test_the_log_says_where_the_images_are(frame, tmp_path, monkeypatch, caplog,
 
 
 def test_available_memory_is_plausible():
-    available = cache._available_memory()
+    available = cache.available_memory()
     assert available is None or 2**20 < available <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -70,6 +70,13 @@ def test_under_autocast_the_outputs_are_nearly_the_same():
     torch.testing.assert_close(mixed, plain, rtol=0.02, atol=0.02 * float(plain.abs().max()))
 
 
+def test_the_encoder_has_its_modes_again():
+    encoder = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(6), nn.BatchNorm1d(6))
+    encoder[1].eval()  # frozen
+    encoded_of(loader_of(8), encoder).__getitems__([0])
+    assert [module.training for module in encoder] == [True, False, True]
+
+
 def test_bad_options():
     with pytest.raises(ValueError, match="passes, the epochs of the loader to encode, must be 1 or more, got 0"):
         encoded_of(loader_of(8), passes=0)

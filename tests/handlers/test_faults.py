@@ -45,10 +45,10 @@ def message_of(loader, checkpoint_dir, *, fail_at=2, epochs=1, **options):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("as_stored", [False, True])
+@pytest.mark.parametrize("gather", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_images_of_the_batch_are_named_the_most_extreme_first(images, tmp_path, caplog, workers, as_stored):
-    dataset = select_subset({"train": images}, "train", as_stored=as_stored)
+def test_images_of_the_batch_are_named_the_most_extreme_first(images, tmp_path, caplog, workers, gather):
+    dataset = select_subset({"train": images}, "train", as_stored=True, gather=gather)
     loader = DataLoader(dataset, 4, collate_fn=keep_batch, num_workers=workers)
     message = message_of(loader, tmp_path, shown=3)
     expected = [str(tmp_path / f"{i}.png") for i in (7, 6, 5, 4)]
@@ -71,6 +71,19 @@ def test_an_interrupt_tells_where_it_goes_on(tmp_path, saved):
         trainer.run([0], max_epochs=3)
     last = f"The last checkpoint is {tmp_path}/state_epoch=1.pt, from which --resume true goes on."
     assert str(caught.value) == f"in epoch 32 of the run. {last if saved else 'No checkpoint has been saved yet.'}"
+
+
+@pytest.mark.parametrize("kind", [FloatingPointError, KeyboardInterrupt])
+def test_checkpoints_of_several_savers_do_not_hide_the_failure(tmp_path, kind):
+    def step(engine, batch):
+        raise kind("it went wrong.")
+
+    for name in ("state_net", "state_ema_net"):
+        torch.save({}, tmp_path / f"{name}_epoch=1.pt")
+    trainer = Engine(step)
+    FailureReport(tmp_path).attach(trainer)
+    with pytest.raises(kind, match=f"Checkpoints are in {tmp_path}"):
+        trainer.run([0])
 
 
 def test_a_pixel_that_is_not_a_number_is_the_most_extreme(images):
