@@ -7,8 +7,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
-import sys
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,7 +64,8 @@ def _text(value: Any) -> str | None:
 
 
 def _folder(value: Any) -> str | None:
-    return None if value is None or isinstance(value, str | os.PathLike) else "be the name of a folder"
+    named = value is None or (isinstance(value, str | os.PathLike) and str(value).strip())
+    return None if named else "be the name of a folder"
 
 
 def _agreement(value: Any) -> str | None:
@@ -169,7 +169,7 @@ RULES: dict[str, Rule] = {
     "subset_sizes": _subset_sizes,
     "image_column": _text,
     "subject_column": _text,
-    **dict.fromkeys(("dataset_dir", "image_root", "cache_dir"), _folder),
+    **dict.fromkeys(("dataset_dir", "image_root", "cache_dir", "output_dir"), _folder),
 }
 ARGUMENTS = {
     "decay": "ema_decay",
@@ -183,23 +183,32 @@ ARGUMENTS = {
 _OF_THE_TERM = ("lambda_mi", "lambda_warmup", "detach_z", "conditional")
 _OF_THE_ESTIMATOR = ("estimator", "n_b", "feature_batches", "mine_learning_rate")
 
-IDLE: tuple[tuple[tuple[str, ...], Mapping[str, Container[Any]]], ...] = (
-    (_OF_THE_TERM, {"method": WITHOUT_DEPENDENCE}),
-    (_OF_THE_ESTIMATOR, {"method": (*WITHOUT_DEPENDENCE, "dcor", "mmd")}),
-    (("alpha_y", "alpha_z", "beta_y"), {"dls": (False,)}),
-    (("ema_decay",), {"ema": (False,)}),
-    (("amp_dtype",), {"amp": (False,), "amp_fresh": (False,)}),
-    (("amp_dtype",), {"amp": (False,), "amp_fresh": (True,), "feature_batches": range(1, sys.maxsize)}),
-    (("amp_fresh",), {"amp": (True,)}),
-    (("amp_fresh",), {"amp": (False,), "feature_batches": range(1, sys.maxsize)}),
+
+def _among(*values: Any) -> Callable[[Any], bool]:
+    return lambda value: value in values
+
+
+def _is_kept(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+IDLE: tuple[tuple[tuple[str, ...], Mapping[str, Callable[[Any], bool]]], ...] = (
+    (_OF_THE_TERM, {"method": _among(*WITHOUT_DEPENDENCE)}),
+    (_OF_THE_ESTIMATOR, {"method": _among(*WITHOUT_DEPENDENCE, "dcor", "mmd")}),
+    (("alpha_y", "alpha_z", "beta_y"), {"dls": _among(False)}),
+    (("ema_decay",), {"ema": _among(False)}),
+    (("amp_dtype",), {"amp": _among(False), "amp_fresh": _among(False)}),
+    (("amp_dtype",), {"amp": _among(False), "amp_fresh": _among(True), "feature_batches": _is_kept}),
+    (("amp_fresh",), {"amp": _among(True)}),
+    (("amp_fresh",), {"amp": _among(False), "feature_batches": _is_kept}),
     (
         ("refine_detach_z", "refine_feature_batches", "refine_lambda_mi", "refine_learning_rate"),
-        {"refine_epochs": (0,)},
+        {"refine_epochs": _among(0)},
     ),
-    (("slice_position",), {"spatial_dims": (3,)}),
-    (("cuda_graph",), {"cuda_graph": (True,), "device": ("cpu", torch.device("cpu"))}),
+    (("slice_position",), {"spatial_dims": _among(3)}),
+    (("cuda_graph",), {"cuda_graph": _among(True), "device": _among("cpu", torch.device("cpu"))}),
 )
-"""Options, and others with the values where, all of them together, they change nothing."""
+"""Options, and others with what they are where, all of them together, they change nothing."""
 
 MEANING = {
     "n_b": "the estimator steps per encoder batch",
@@ -239,7 +248,7 @@ def idle_options(given: Iterable[str], values: Mapping[str, Any]) -> list[str]:
         f"{', '.join(idle)} {'change' if len(idle) > 1 else 'changes'} nothing where "
         + " and ".join(f"{cause} is {values[cause]!r}" for cause in causes)
         for options, causes in IDLE
-        if all(cause in values and values[cause] in settings for cause, settings in causes.items())
+        if all(cause in values and holds(values[cause]) for cause, holds in causes.items())
         and (idle := [name for name in options if name in names])
     ]
 

@@ -225,8 +225,14 @@ class _Check:
         self._unused()
         values = self._options()
         if self.shipped:
-            given = (name for name in values if self.config[name] != self.shipped.get(name))
+            given = [name for name in values if self.config[name] != self.shipped.get(name)]
+            used = {name.split("::")[0] for name in _references({**self.config, "settings": None})}
             self.idle = idle_options(given, values)
+            self.idle += [
+                f"{name} changes nothing: what uses it in configs/train.json has been replaced"
+                for name in given
+                if name in self.shipped and name not in used and name in _references(self.shipped["settings"])
+            ]
         self._folders(make=not check_only)
         if self.predicts:
             self._inference()
@@ -267,7 +273,7 @@ class _Check:
 
     def _unused(self) -> None:
         known = {*(self.shipped or ["bundle_root", *known_options()]), *NOT_OPTIONS}
-        used = {reference.split("::")[0] for text in _texts(self.config) for reference in _references(text)}
+        used = {name.split("::")[0] for name in _references(self.config)}
         for name, value in self.config.items():
             if name in known or name in used or name.startswith("_") or _is_code(value):
                 continue
@@ -435,7 +441,7 @@ class _Check:
         if "train#sampler" in parser and self._value("train#sampler", parser) is None:
             parser["sampling"] = "correlated"
         steps = self.config.get("run") or []
-        for name in dict.fromkeys(name for step in _texts(steps) for name in _references(step)):
+        for name in dict.fromkeys(_references(steps)):
             if name != "finished":
                 self._value(name, parser)
         network = self._value("network", parser) if "network" in self.config else None
@@ -453,8 +459,8 @@ class _Check:
                 try:
                     prepare({"image": image, "label": torch.zeros(2, len(names), dtype=torch.int64)}, image.device)
                 except Exception as error:
-                    told = f"train#prepare_batch cannot take images of shape {tuple(shape)}"
-                    self.problems.append(ValueError(f"{told}: {first_line(error)}"))
+                    told = f"train#prepare_batch cannot take images of shape {tuple(shape)}: try another image_size"
+                    self.problems.append(ValueError(f"{told} ({first_line(error)})"))
         if self._value("method", parser) == "dfr" and "select" in subsets:
             try:
                 labels = subsets["select"][names].to_numpy(dtype=np.int64)
@@ -547,8 +553,9 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(inner)
 
 
-def _references(text: str) -> list[str]:
-    return list(ReferenceResolver.match_refs_pattern(text))
+def _references(config: Any) -> list[str]:
+    """The ids that a config, or a part of it, refers to."""
+    return [name for text in _texts(config) for name in ReferenceResolver.match_refs_pattern(text)]
 
 
 def _is_code(value: Any) -> bool:

@@ -516,7 +516,7 @@ TABLES = {
         put("split", "dev", slice(1, 4)),
         [r"line 3, column 'split': .*, got 'dev' \(and in 2 more rows\)"],
     ),
-    "blank splits": (put("split", None), ["line 2, column 'split': expected train, val or test, got nan"]),
+    "blank splits": (put("split", None), ["line 2, column 'split': expected train, val or test, got a blank"]),
     "no validation": (lambda t: t[t.split != "val"], ["'select' comes from the partition 'val'", "'probe' comes from"]),
     "a subject in all splits": (
         lambda t: t.assign(subject="s1"),
@@ -606,11 +606,14 @@ def test_wrong_tables(study, case):
             b"image;subject;age;sex;dataset\na;1;40;male;UKB\n",
             r"it has 'image;subject;age;sex;dataset' \(is the separator a comma",
         ),
-        ("image,subject,age,sex,dataset\na,J\xfcrg,40,male,UKB\n".encode("latin-1"), "cannot be read as CSV in UTF-8"),
+        (
+            "image,subject,age,sex,dataset\na,J\xfcrg,40,male,UKB\n".encode("latin-1"),
+            "is not in UTF-8 in line 2, after 'a,J'",
+        ),
         (b'image,subject,age,sex,dataset\n"a,1,40,male,UKB\n', "cannot be read as CSV in UTF-8"),
         (b"image,subject,age,sex,dataset,sex\na,1,40,male,UKB,male\n", "has the column 'sex' twice: rename one"),
-        (bytes(range(256)) * 4, "cannot be read as CSV in UTF-8|has no column"),
-        (b"\x89PNG\r\n\x1a\n" + b"\0" * 99, "cannot be read as CSV in UTF-8|has no column"),
+        (bytes(range(256)) * 4, "labels.csv is not in UTF-8"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 99, "labels.csv is not in UTF-8 in line 1: save"),
     ],
 )
 def test_files_that_are_no_such_table(study, content, message):
@@ -929,3 +932,13 @@ def test_a_finished_cache_need_not_be_written(study, monkeypatch):
     check(study, cache_dir=str(cache)).get_parsed_content("images")
     monkeypatch.setattr("monai_mimmx.preflight.check_writable", refuse)
     assert not told(check(study, cache_dir=str(cache)))
+
+
+def test_a_folder_that_a_table_of_its_own_makes_useless_is_told(study, caplog):
+    problems = check(study, table=str(study / "labels.csv"), dataset_dir="/nowhere")
+    assert not told(problems)
+    assert "dataset_dir changes nothing: what uses it in configs/train.json has been replaced" in caplog.text
+
+
+def test_a_folder_without_a_name(study):
+    tells(check(study, output_dir=""), "output_dir must be the name of a folder, got ''")

@@ -364,6 +364,7 @@ def _check_same(run: PlannedRun) -> None:
         before = stored["options"]
         keys = _unlike(before, now)
         config = json.loads(json.dumps(_config(run)))
+        before, now = {**stored.get("config", {}), **before}, {**config, **now}
         if not keys and (changed := _unlike(stored.get("config", config), config)):
             raise ValueError(
                 f"{run.folder} holds a run of {run.config_file} with another content, in {', '.join(changed)}: name another "

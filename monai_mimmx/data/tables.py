@@ -244,7 +244,11 @@ def lacks_columns(path: str | os.PathLike[str], missing: Sequence[str], header: 
     """The error that tells which columns a table lacks, and which it has."""
     return ValueError(
         f"{path} has no column {', '.join(map(repr, missing))}: it has {', '.join(map(repr, header))}"
-        + (" (is the separator a comma?)" if any(set(name) & set(";\t|") for name in header) or len(header) == 1 else "")
+        + (
+            " (is the separator a comma?)"
+            if any(set(name) & set(";\t|") for name in header) or len(header) == 1
+            else ""
+        )
     )
 
 
@@ -270,7 +274,8 @@ def _not_utf8(path: Path) -> str:
         try:
             line.decode("utf-8")
         except UnicodeDecodeError as error:
-            return f" in line {number}, after {line[: error.start][-20:].decode('utf-8')!r}"
+            before = line[: error.start][-20:].decode("utf-8", errors="ignore")
+            return f" in line {number}" + (f", after {before!r}" if before else "")
     return ""
 
 
@@ -408,7 +413,9 @@ def classify(values: pd.Series, task: Task, path: Path) -> tuple[np.ndarray, dic
         return classes, {}
     if has_interval:
         outside = numbers[np.unique(codes[uncovered])]
-        return classes, {f"{task.name} matches no rule ({_shown(str(outside.min()))} to {_shown(str(outside.max()))})": uncovered}
+        return classes, {
+            f"{task.name} matches no rule ({_shown(str(outside.min()))} to {_shown(str(outside.max()))})": uncovered
+        }
     row_counts = np.bincount(codes[uncovered], minlength=len(texts))
     listed_codes = [int(code) for code in np.argsort(-row_counts, kind="stable")[:_MAX_LISTED] if row_counts[code]]
     reasons = {f"{task.name}={texts[code]!r} matches no rule": codes == code for code in listed_codes}

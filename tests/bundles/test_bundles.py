@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from monai_mimmx.comparison import format_tables, read_published
 from monai_mimmx.comparison.methods import METHODS
 from monai_mimmx.comparison.runner import PlannedRun
-from monai_mimmx.engines import MIMMXTrainer
+from monai_mimmx.engines import MIMMXTrainer, PrepareAugmentedBatch
 from monai_mimmx.errors import root_cause
 from monai_mimmx.evaluation import ExperimentEvaluation, final_scores
 from monai_mimmx.evaluation.protocol import source_commit
@@ -594,15 +594,19 @@ def test_a_torchscript_file_predicts_as_the_checkpoint_does(bundle, trained, log
         found = torch.jit.load(tmp_path / "model.ts").eval()(image)
     torch.testing.assert_close(found, logits(bundle, image), rtol=1e-5, atol=1e-5)
     rows = predict(bundle, folders, output, tmp_path / "eager.csv")
-    more = {"exported": str(tmp_path / "model.ts"), "ckpt": "absent.pt"}
-    for row, other in zip(
-        rows, predict(bundle, folders, tmp_path, tmp_path / "exported.csv", "inference_exported", **more), strict=True
-    ):
-        told = {key: value for key, value in row.items() if not key.startswith("attention")}
-        assert other == pytest.approx(told, abs=1e-5)
     (tmp_path / "run/models").mkdir(parents=True)
     shutil.copy(output / "metrics.json", tmp_path / "run")
-    more["exported"] = str(shutil.copy(tmp_path / "model.ts", tmp_path / "run/models"))
+    inside = str(shutil.copy(tmp_path / "model.ts", tmp_path / "run/models"))
+    # Named, and found in the output_dir.
+    for folder, more in (
+        (tmp_path, {"exported": str(tmp_path / "model.ts"), "ckpt": "absent.pt"}),
+        (tmp_path / "run", {}),
+    ):
+        again = predict(bundle, folders, folder, tmp_path / "exported.csv", "inference_exported", **more)
+        for row, other in zip(rows, again, strict=True):
+            told = {key: value for key, value in row.items() if not key.startswith("attention")}
+            assert other == pytest.approx(told, abs=1e-5)
+    more = {"exported": inside, "ckpt": "absent.pt"}
     with pytest.raises(Exception, match="Failed to") as raised:
         predict(bundle, folders, tmp_path, tmp_path / "other.csv", "inference_exported", **more, image_size=48)
     assert "image_size is 48, but was 32 in the training of" in str(root_cause(raised.value))

@@ -237,7 +237,7 @@ def test_planned_runs_that_never_began_are_told(bundle):
 
 def test_other_options_in_the_same_folder_are_refused(bundle):
     execute_runs([quick(run) for run in runs(bundle, "baseline")], progress=False, report=lambda line: None)
-    with pytest.raises(ValueError, match="with other options .wait: None there, 1 now.: name another output_dir"):
+    with pytest.raises(ValueError, match="with other options .wait: 0 there, 1 now.: name another output_dir"):
         execute_runs(runs(bundle, "baseline", options={"wait": 1}), progress=False)
 
 

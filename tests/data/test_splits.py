@@ -318,6 +318,18 @@ def test_rows_without_an_induced_factor_are_counted(caplog, agreement, told):
     assert all((subset[induced] >= 0).all(axis=None) for subset in subsets.values())
 
 
+def test_how_subjects_were_dealt_is_told(caplog):
+    with caplog.at_level("INFO", logger="monai_mimmx"):
+        random = make_subsets(cohort(), two_tasks(), fractions=(0.5, 0.2, 0.3))
+        part = subject_partition(cohort()["subject"])
+        fixed = make_subsets(cohort().assign(split=part), two_tasks())
+    told = ["dealt at random by subject, 0.5, 0.2, 0.3 (no column split)", "by the table's column split"]
+    assert [line.removeprefix("train, val and test: ") for line in caplog.messages] == told
+    assert [{subset.attrs["partition"] for subset in subsets.values()} for subsets in (random, fixed)] == [
+        {line} for line in told
+    ]
+
+
 def test_subset_errors():
     frame, tasks = cohort(), two_tasks()
     with pytest.raises(ValueError, match="not 'test'"):
@@ -398,16 +410,29 @@ class TestDescribeJoint:
     @pytest.mark.parametrize(
         ("published", "message"),
         [
-            ({"sex": [[0.5, 0.5], [0.5, 0.5]]}, "distribution of 'sex' as numbers that sum to 1"),
+            (
+                {"sex": {"classes": {}, "joint": [[0.5, 0.5], [0.5, 0.5]]}},
+                "distribution of 'sex' as numbers that sum to 1",
+            ),
         ],
     )
     def test_wrong_published(self, published, message):
         with pytest.raises(ValueError, match=message):
             describe_joint(self.frame(), self.tasks, published)
 
-    @pytest.mark.parametrize("published", [{"site": [[0.5, 0], [0, 0.5]]}, {"sex": [[0.5, 0.5]]}])
-    def test_published_of_other_tasks_is_not_shown(self, published):
-        assert describe_joint(self.frame(), self.tasks, published) == describe_joint(self.frame(), self.tasks)
+    @pytest.mark.parametrize(
+        ("factor", "classes", "shown"),
+        [
+            ("sex", {"sick": ["0", "1"], "sex": ["0", "1"]}, True),
+            ("site", {"sick": ["0", "1"], "site": ["0", "1"]}, False),
+            ("sex", {"ill": ["0", "1"], "sex": ["0", "1"]}, False),
+            ("sex", {"sick": ["0", "1"], "sex": ["0", "2"]}, False),
+        ],
+    )
+    def test_published_of_other_tasks_is_not_shown(self, factor, classes, shown):
+        published = {factor: {"classes": classes, "joint": [[0.5, 0], [0, 0.5]]}}
+        told = describe_joint(self.frame(), self.tasks, published)
+        assert (told != describe_joint(self.frame(), self.tasks)) == shown == ("0.50 0.00 / 0.00 0.50" in told)
 
 
 @pytest.mark.parametrize("agreement", ["natural", ["natural", "natural"]])

@@ -191,6 +191,19 @@ def test_split_column(tmp_path):
             "every row is excl",
         ),
         (["a.png,1,40,F", "a.png,2,60,M"], "image,subject,age,sex", r"a.png belongs to two subjects, '1' and '2'"),
+        *(
+            (
+                [f"a.png,{first},40,F", f"b.png,{second},60,M", "c.png,A07,60,M", "d.png,A7,40,F"],
+                "image,subject,age,sex",
+                rf"'subject': '{first}' and '{second}' would be two subjects \(1 such\)",
+            )
+            for first, second in (
+                ("12", "00012"),
+                ("123456789", "123456789.0"),
+                ("0", "00"),
+                ("12345678901234567890", "012345678901234567890"),
+            )
+        ),
         (
             ["a.png,7,40,F", "b.png,7.0,60,M"],
             "image,subject,age,sex",
@@ -199,6 +212,7 @@ def test_split_column(tmp_path):
         (["a.png,1,40,F", "b.png,,60,M"], "image,subject,age,sex", r"line 3: column 'subject' is blank"),
         (["a.png,1,40,F"], "image,subject,Age,sex", r"no column 'age': it has 'image', 'subject', 'Age', 'sex'"),
         (["a.png;1;40;F"], "image;subject;age;sex", r"separator a comma"),
+        (["a.png;1;40;F"], "image;subject;age;sex;Age, years", r"separator a comma"),
         ([], "image,subject,age,sex", r"labels.csv is empty: it has a header and no rows"),
         (['a.png,"1,40,F'], "image,subject,age,sex", r"cannot be read as CSV"),
     ],
@@ -341,7 +355,26 @@ def test_any_text_in_a_table_is_read_or_refused_naming_the_file(tmp_path_factory
         assert frame["age_group"].isin([0, 1]).all() and frame["sex"].isin([-1, 0, 1]).all()
 
 
-def test_a_table_in_another_encoding(tmp_path):
-    (tmp_path / "labels.csv").write_bytes("image,subject,age,sex\na.png,Müller,40,F\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"cannot be read as CSV in UTF-8: .* can't decode .*; save it in UTF-8"):
+@pytest.mark.parametrize(
+    ("encoding", "place"), [("latin-1", " in line 2, after 'a.png,M'"), ("utf-16", ", but in UTF-16")]
+)
+def test_a_table_in_another_encoding(tmp_path, encoding, place):
+    (tmp_path / "labels.csv").write_bytes("image,subject,age,sex\na.png,Müller,40,F\n".encode(encoding))
+    with pytest.raises(ValueError, match=rf"labels.csv is not in UTF-8{place}: save it as CSV in UTF-8"):
         read_table(tmp_path / "labels.csv", parse_tasks([AGE, SEX]))
+
+
+def test_classes_of_long_numbers_have_their_whole_names():
+    (task, other) = parse_tasks(
+        [
+            {"name": "site", "column": "site", "classes": [[1000001], [1000002], ["00012.50"]]},
+            {"name": "x", "column": "x", "negative": [0.1234567], "positive": [0.1234568]},
+        ]
+    )
+    assert task.class_names == ["1000001", "1000002", "12.5"] and other.class_names == ["0.1234567", "0.1234568"]
+
+
+def test_a_split_in_other_letters_is_told(tmp_path, caplog):
+    write(tmp_path, "image,subject,age,sex,Split\na.png,1,40,F,train\nb.png,2,60,M,test\n")
+    read_table(tmp_path / "labels.csv", parse_tasks([AGE, SEX]), check_images=False)
+    assert "the column 'Split' is not used: it would be named 'split'" in caplog.text
