@@ -24,3 +24,32 @@ def same_random_numbers():
     import torch  # here, as the process that hands out tests needs none
 
     torch.manual_seed(0)
+
+
+def _write_dicom(path, photometric, values, **tags):
+    import pydicom
+
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.MediaStorageSOPClassUID = pydicom.uid.DigitalXRayImageStorageForPresentation
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data = pydicom.dataset.FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    data.Modality, data.PhotometricInterpretation = "DX", photometric
+    data.Rows, data.Columns = values.shape[:2]
+    data.SamplesPerPixel, data.PixelRepresentation = 1, 0
+    data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
+    data.PixelData = values.astype("<u2").tobytes()
+    for name, value in tags.items():
+        setattr(data, name, value)
+    if int(pydicom.__version__.split(".")[0]) >= 3:
+        data.save_as(path, enforce_file_format=True)
+    else:
+        data.is_little_endian, data.is_implicit_VR = True, False
+        data.save_as(path, write_like_original=False)
+
+
+@pytest.fixture
+def write_dicom():
+    """Write a DICOM file: path, photometric interpretation, pixels `(rows, columns)`, and other tags."""
+    return _write_dicom

@@ -101,6 +101,8 @@ class MIMMXApp(MONAILabelApp):
         self.infer_task.require_model()
         require_device(request.get("device"))
         image = str(request.get("image"))
+        if not image:
+            raise HTTPException(404, "there is no such session, or it has ended: name an image, or upload it anew")
         if not _is_upload(image) and not self._is_of_a_session(image):
             (datastore or self.datastore()).require_image(image)
         return super().infer(request, datastore)

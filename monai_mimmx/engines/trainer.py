@@ -110,7 +110,7 @@ class MIMMXTrainer(SupervisedTrainer):
     Args:
         device: where to train.
         max_epochs: number of epochs.
-        train_data_loader: batches for ``prepare_batch``.
+        train_data_loader: batches for ``prepare_batch``, of two samples or more (``drop_last=True`` for an odd rest).
         network: called through the inferer as ``network(image, return_features=True)``, giving logits, features
             `(B, 1 + N, D)` and attention `(B, N)`, such as :class:`~monai_mimmx.networks.MIMMXNet`.
         optimizer: of the network.

@@ -23,7 +23,7 @@ class MIMMXNet(nn.Module):
 
     The encoder's output is projected to (N + 1) * feature_dim values, which are standardised over the batch (batch
     normalization without scale and shift, 1e-5 added to the variance), so that no block can lower a dependence estimate
-    by shrinking.
+    by shrinking; in training a batch needs two samples or more.
 
     By default the network returns ONE tensor, the logits of all heads side by side; that is what TorchScript, ONNX and
     MONAI's checks handle. ``return_features=True`` adds the feature blocks and attention weights.

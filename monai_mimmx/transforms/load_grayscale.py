@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
+import pydicom
 from monai.config import KeysCollection
-from monai.data import PILReader
+from monai.data import PILReader, PydicomReader
 from monai.transforms import LoadImage, MapTransform
 from PIL import Image, ImageOps
 
@@ -76,6 +77,8 @@ class LoadGrayscaled(MapTransform):
         self.spatial_dims = spatial_dims
         with quiet_readers():
             self._picture = LoadImage(PILReader(converter=_to_gray), image_only=True, ensure_channel_first=True)
+            # Left to choose, MONAI reads DICOM by ITK where that is installed, with other axes and another orientation.
+            self._dicom = LoadImage(PydicomReader(), image_only=True, ensure_channel_first=True)
             self._other = LoadImage(image_only=True, ensure_channel_first=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -87,14 +90,16 @@ class LoadGrayscaled(MapTransform):
                 with Image.open(path) as picture:
                     if (pages := getattr(picture, "n_frames", 1)) > 1:
                         raise ValueError(f"expected a picture of one page, got {pages} in {path}: choose one")
+            header = _dicom_header(path)
+            read = self._picture if path.lower().endswith(_PICTURES) else self._other if header is None else self._dicom
             with warnings.catch_warnings():
                 # A radiograph has no position in the patient, and needs none here.
                 warnings.filterwarnings("ignore", message="PydicomReader: ImageOrientationPatient")
-                image = (self._picture if path.lower().endswith(_PICTURES) else self._other)(path)
+                image = read(path)
             if image.shape[0] != 1:
                 advice = "convert it to grayscale" if image.ndim == 3 else "choose one volume of the series"
                 raise ValueError(f"expected one channel, got {image.shape[0]} in {path}: {advice}")
-            if (header := _dicom_header(path)) is not None:
+            if header is not None:
                 image = _gray_of_dicom(image, header, path)
             loaded[key] = image if self.spatial_dims is None else self._flat(image, path)
         return loaded
@@ -114,10 +119,6 @@ class LoadGrayscaled(MapTransform):
 
 def _dicom_header(path: str) -> Any:
     """What the numbers of a DICOM image mean, and of how many frames they are; None for other files."""
-    try:
-        import pydicom
-    except ImportError:
-        return None
     if os.path.isdir(path):  # a series, a slice in each file
         path = min((entry.path for entry in os.scandir(path) if entry.is_file()), default="")
     if not os.path.isfile(path) or not pydicom.misc.is_dicom(path):

@@ -250,7 +250,10 @@ def test_a_volume_for_a_bundle_of_pictures_is_told(serve, study):
     [
         (lambda name: False, {}, ["2 or more classes of 'age_group' ('< 51', '> 57'), got 0 labels"]),
         (lambda name: "y0" in name, {}, ["got 12 of '< 51' only"]),
-        (lambda name: name[:6] in ("case00", "case01"), {}, ["2 or more subjects of each"]),
+        (lambda name: name[:6] in ("case00", "case01"), {}, ["subjects of each: label more, or raise val_split"]),
+        (lambda name: True, {"sampling": []}, ["expected sampling to be bundle, balanced or correlated, got []"]),
+        (lambda name: True, {"pretrained": "no"}, ["expected pretrained to be true or false, got 'no'"]),
+        (lambda name: True, {"epochs": 5}, ["epochs cannot be set by a request, only max_epochs, val_split"]),
         (lambda name: True, {"max_epochs": 0}, ["epochs must be 1 or more, got 0"]),
         (lambda name: True, {"batch_size": "$__import__('os').abort()"}, ["expected batch_size to be a number"]),
         (lambda name: True, {"batch_size": 8.5}, ["batch_size, ", "must be a whole number, 2 or more, got 8.5"]),
@@ -322,7 +325,59 @@ def test_labels_are_found_by_the_names_of_an_image_and_a_tag_only(name, serve, s
     assert not list((study / "labels/final").iterdir())
 
 
-@pytest.mark.parametrize("device", ["quantum", "cpu:x", 7])
+@pytest.mark.parametrize("by", ["a request", "hand"])
+def test_a_deleted_label_is_none(by, serve, study):
+    client = serve(study)
+    save_all(client, study)
+    if by == "hand":
+        (study / "labels/final/case00_y0_z0.json").unlink()
+    else:
+        assert client.delete("/datastore/label", params={"id": "case00_y0_z0", "tag": "final"}).status_code == 200
+    for _ in range(2):  # it is the only one without a label
+        answer = client.post("/activelearning/shortcut", json={})
+        assert answer.status_code == 200 and answer.json()["id"] == "case00_y0_z0"
+    assert client.get("/datastore/").json()["completed"] == 23
+    stats = client.post("/train/brain_age?run_sync=true", json=FAST).json()
+    assert stats["n"]["train"] + stats["n"]["held_out"] == 23
+
+
+def test_a_label_saved_again_under_another_ending_is_one_file(serve, study, tmp_path):
+    client = serve(study)
+    for ending in ("json", "txt"):
+        (tmp_path / f"l.{ending}").write_text('{"age_group": 40}')
+        with (tmp_path / f"l.{ending}").open("rb") as file:
+            given = {"image": "case00_y0_z0"}
+            assert client.put("/datastore/label", params=given, files={"label": file}).status_code == 200
+    assert [path.name for path in (study / "labels/final").iterdir()] == ["case00_y0_z0.txt"]
+
+
+def test_an_image_that_was_still_being_copied_is_scored_once_it_is_whole(serve, study):
+    whole = (study / "case00_y0_z0.png").read_bytes()
+    (study / "case00_y0_z0.png").write_bytes(whole[:100])
+    client = serve(study)
+    score = lambda: client.post("/scoring/predictions?run_sync=true", json={}).json()  # noqa: E731
+    assert score() == {"total": 24, "predicted": 24, "unusable": 1}
+    (study / "case00_y0_z0.png").write_bytes(whole)
+    assert score() == {"total": 24, "predicted": 1, "unusable": 0}
+
+
+def test_dicom_is_predicted_as_a_picture_of_the_same_pixels(serve, study, write_dicom):
+    values = np.random.default_rng(0).integers(0, 256, (32, 32))
+    Image.fromarray(values.astype(np.uint8)).save(study / "picture.png")
+    place = {"ImagePositionPatient": [0, 0, 1], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 1]}
+    write_dicom(study / "dicom.dcm", "MONOCHROME2", values, **place)
+    client = serve(study)
+    assert infer(client, "dicom").json()["prediction"] == infer(client, "picture").json()["prediction"]
+
+
+def test_a_session_that_has_ended_and_an_empty_image_are_told(serve, study):
+    client = serve(study)
+    refused(client.post("/infer/brain_age?session_id=nope&output=json"), 404, "there is no such session")
+    (study / "case00_y0_z0.png").write_bytes(b"")
+    refused(infer(client, "case00_y0_z0"), 400, "case00_y0_z0.png is no image for brain_age", "the file is empty")
+
+
+@pytest.mark.parametrize("device", ["quantum", "cpu:x", "cuda:99", 7])
 def test_a_device_that_is_not_there_is_told(device, serve, study):
     client = serve(study)
     save_all(client, study)

@@ -7,7 +7,6 @@ import warnings
 import nibabel as nib
 import numpy as np
 import pytest
-from monai.utils import version_geq
 from PIL import Image
 
 from monai_mimmx.transforms import LoadGrayscaled
@@ -59,29 +58,7 @@ def test_volumes(tmp_path):
         read(tmp_path / "b.nii.gz")
 
 
-def write_dicom(path, photometric, values, **tags):
-    pydicom = pytest.importorskip("pydicom")
-    meta = pydicom.dataset.FileMetaDataset()
-    meta.MediaStorageSOPClassUID = pydicom.uid.DigitalXRayImageStorageForPresentation
-    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    data = pydicom.dataset.FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    data.Modality, data.PhotometricInterpretation = "DX", photometric
-    data.Rows, data.Columns = values.shape[:2]
-    data.SamplesPerPixel, data.PixelRepresentation = 1, 0
-    data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
-    data.PixelData = values.astype("<u2").tobytes()
-    for name, value in tags.items():
-        setattr(data, name, value)
-    if version_geq(pydicom.__version__, "3.0"):
-        data.save_as(path, enforce_file_format=True)
-    else:
-        data.is_little_endian, data.is_implicit_VR = True, False
-        data.save_as(path, write_like_original=False)
-
-
-def test_inverted_dicom(tmp_path):
+def test_inverted_dicom(tmp_path, write_dicom):
     values = np.arange(200).reshape(10, 20) * 20
     write_dicom(tmp_path / "two.dcm", "MONOCHROME2", values)
     write_dicom(tmp_path / "one.dcm", "MONOCHROME1", values.max() - values)
@@ -89,7 +66,7 @@ def test_inverted_dicom(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "one.dcm")[0].numpy().T, values)
 
 
-def test_colour_dicom_is_gray_like_a_picture(tmp_path):
+def test_colour_dicom_is_gray_like_a_picture(tmp_path, write_dicom):
     colours = np.random.default_rng(0).integers(0, 256, (10, 20, 3)).astype(np.uint8)
     tags = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
     write_dicom(tmp_path / "a.dcm", "RGB", colours, PixelData=colours.tobytes(), **tags)
@@ -98,7 +75,7 @@ def test_colour_dicom_is_gray_like_a_picture(tmp_path):
     np.testing.assert_allclose(read(tmp_path / "a.dcm").numpy(), read(tmp_path / "a.png").numpy(), atol=1)
 
 
-def test_a_palette_is_refused(tmp_path):
+def test_a_palette_is_refused(tmp_path, write_dicom):
     write_dicom(tmp_path / "a.dcm", "PALETTE COLOR", np.arange(200).reshape(10, 20))
     with pytest.raises(ValueError, match=r"MONOCHROME2 or RGB pixels, got PALETTE COLOR in .*a\.dcm: convert it"):
         read(tmp_path / "a.dcm")
@@ -120,7 +97,7 @@ def test_not_an_image(tmp_path):
         read(tmp_path / "a.png")
 
 
-def test_a_folder_of_slices_is_a_volume(tmp_path):
+def test_a_folder_of_slices_is_a_volume(tmp_path, write_dicom):
     values = np.arange(200, dtype=np.uint16).reshape(10, 20)
     (tmp_path / "series").mkdir()
     for number in range(3):
@@ -130,7 +107,16 @@ def test_a_folder_of_slices_is_a_volume(tmp_path):
     assert read(tmp_path / "series").shape == (1, 20, 10, 3)
 
 
-def test_several_frames_in_a_file_are_refused(tmp_path):
+def test_dicom_is_read_alike_whatever_other_readers_are_installed(tmp_path, write_dicom):
+    values = np.arange(200).reshape(10, 20) * 20
+    place = {"ImagePositionPatient": [0, 0, 1], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 1]}
+    write_dicom(tmp_path / "a.dcm", "MONOCHROME2", values, **place)
+    loader = LoadGrayscaled("image")
+    loader._other = None  # the reader that MONAI would choose
+    np.testing.assert_array_equal(loader({"image": str(tmp_path / "a.dcm")})["image"][0].numpy().T, values)
+
+
+def test_several_frames_in_a_file_are_refused(tmp_path, write_dicom):
     """MONAI's reader puts the frames between rows and columns, and tells no position of theirs."""
     frames = np.arange(600).reshape(30, 20)
     write_dicom(tmp_path / "a.dcm", "MONOCHROME2", frames, Rows=10, NumberOfFrames=3)

@@ -18,7 +18,7 @@ from monailabel.tasks.infer.basic_infer import BasicInferTask
 from torch import Tensor
 
 from lib.served import ServedBundle
-from monai_mimmx.errors import raise_problems, root_cause
+from monai_mimmx.errors import first_line, raise_problems, root_cause
 from monai_mimmx.handlers.weights import load_model
 from monai_mimmx.preflight import training_differences
 
@@ -82,7 +82,7 @@ class MIMMXInfer(BasicInferTask):
         try:
             return super().run_pre_transforms(data, transforms)
         except Exception as error:
-            cause = str(root_cause(error)).strip()
+            cause = first_line(root_cause(error)) if os.path.getsize(data["image"]) else "the file is empty"
             raise HTTPException(
                 400, f"{name} is no image for {self.bundle.name} ({self.dimension}D network): {cause}"
             ) from error

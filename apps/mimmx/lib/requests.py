@@ -38,8 +38,9 @@ def check_requests() -> None:
 
 
 def require_device(device: Any) -> None:
-    """HTTP 400 for a device that this computer does not have; MONAI Label takes names of GPUs too."""
+    """HTTP 400 for a device that this computer does not have; MONAI Label takes names of GPUs too, and any GPU for the CPU."""
     try:
-        torch.empty(0, device=name_to_device(device))
+        named = isinstance(device, str) and device.startswith("cuda")
+        torch.empty(0, device=device if named else name_to_device(device))
     except (RuntimeError, TypeError, AssertionError) as error:
         raise HTTPException(400, f"expected device to be cpu or one of this computer's GPUs, got {device!r}") from error

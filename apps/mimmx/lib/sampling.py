@@ -27,8 +27,8 @@ class PredictionScoring(ScoringMethod):
     """
     Note for every image the current checkpoint's logits (`logits`), and for those without a final label how much their
     prediction leans on spurious factors (`shortcut`, see `shortcut_scores`) and how rare their cell is (`rare_cell`, see
-    `rare_cell_scores`). Only images that this checkpoint has not seen, with the bundle's present options, go through the
-    network; an image that it cannot use is left out, with the reason noted (`unusable`).
+    `rare_cell_scores`). Only images that this checkpoint has not seen as they are now, with the bundle's present options, go
+    through the network; an image that it cannot use is left out, with the reason noted (`unusable`).
 
     Args:
         infer: the network.
@@ -41,10 +41,11 @@ class PredictionScoring(ScoringMethod):
     def __call__(self, request: dict[str, Any], datastore: StudyFolder) -> dict[str, int]:
         """Score, and return the numbers of images: `total`, `predicted` now, `unusable`."""
         self.infer.require_model()
-        checkpoint = [os.stat(self.infer.get_path()).st_mtime, self.infer.bundle.digest]
+        model = [os.stat(self.infer.get_path()).st_mtime, self.infer.bundle.digest]
         device = name_to_device(request.get("device"))
         infos = {image: datastore.get_image_info(image) for image in sorted(datastore.list_images())}
-        stale = [image for image, info in infos.items() if info.get("checkpoint") != checkpoint]
+        seen = {image: [*model, *_state(datastore.get_image_uri(image))] for image in infos}
+        stale = [image for image, info in infos.items() if info.get("seen") != seen[image]]
         new: dict[str, dict[str, Any]] = {image: {} for image in infos}
         for image in stale:
             try:
@@ -53,7 +54,7 @@ class PredictionScoring(ScoringMethod):
                 logger.warning(error.detail)
                 found = {"logits": None, "unusable": error.detail}
             infos[image] |= found
-            new[image] = {"checkpoint": checkpoint} | found
+            new[image] = {"seen": seen[image]} | found
         usable = [image for image, info in infos.items() if info["logits"] is not None]
         if usable:
             tasks, final = self.infer.bundle.num_classes, datastore.final_labels()
@@ -64,6 +65,15 @@ class PredictionScoring(ScoringMethod):
                     new[image][name] = float(value)
         datastore.update_image_infos(new)
         return {"total": len(infos), "predicted": len(stale), "unusable": len(infos) - len(usable)}
+
+
+def _state(path: str) -> tuple[float, int]:
+    """When a file was written and how long it is: one may be looked at while it is being copied."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return 0.0, 0
+    return stat.st_mtime, stat.st_size
 
 
 class HighestScore(Strategy):

@@ -107,12 +107,17 @@ class StudyFolder(LocalDatastore):
         check_name(label_tag, "a label's tag")
         if label_tag == FINAL:
             read_label(label_filename, self.tasks, image_id)
-        return super().save_label(image_id, label_filename, label_tag, label_info)
+        before = self.get_label_uri(image_id, label_tag)
+        saved = super().save_label(image_id, label_filename, label_tag, label_info)
+        if before and before != self.get_label_uri(image_id, label_tag):  # of another ending
+            Path(before).unlink(missing_ok=True)
+        return saved
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Delete a label; HTTP 404 where there is none."""
         self._require_label(label_id, label_tag)
         super().remove_label(label_id, label_tag)
+        self.refresh()  # MONAI Label's follower of the folder looks at images only
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Add to what is noted of a label; HTTP 404 where there is none."""
@@ -135,7 +140,9 @@ class StudyFolder(LocalDatastore):
         self._update_datastore_file()
 
     def final_labels(self) -> dict[str, tuple[list[int], str | None]]:
-        """Image to class indices and subject, of every image with a final label."""
+        """Image to class indices and subject, of every image with a final label; one whose file is gone has none."""
+        if not all(Path(self.get_label_uri(image_id, FINAL)).is_file() for image_id in self.get_labeled_images()):
+            self.refresh()
         return {
             image_id: read_label(self.get_label_uri(image_id, FINAL), self.tasks, image_id)
             for image_id in sorted(self.get_labeled_images())

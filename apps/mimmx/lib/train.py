@@ -27,7 +27,7 @@ from monai_mimmx.data import cell_index, subject_partition
 from monai_mimmx.evaluation import collect_predictions, group_accuracies, score_table
 from monai_mimmx.files import write_json
 from monai_mimmx.handlers.weights import load_model
-from monai_mimmx.options import option_problems
+from monai_mimmx.options import known_options, option_problems
 
 logger = logging.getLogger(__name__)
 
@@ -109,11 +109,17 @@ class MIMMXTrain(TrainTask):
         raise HTTPException(
             400,
             f"expected enough final labels that training and the {share:g} held out both have every class of "
-            f"{names[0]!r} (2 or more subjects of each), got {frame.groupby(names[0])['subject'].nunique().to_dict()}",
+            f"{names[0]!r}, got {frame.groupby(names[0])['subject'].nunique().to_dict()} subjects of each: label more, or raise "
+            "val_split",
         )
 
     def _overrides(self, request: dict[str, Any]) -> dict[str, Any]:
         """Values only, checked: a text in a bundle's config can be code."""
+        settable = self.config()
+        if wrong := sorted({*request} & {*known_options()} - {*settable}):
+            raise HTTPException(400, f"{wrong[0]} cannot be set by a request, only {', '.join(settable)}")
+        if not isinstance(pretrained := request.get("pretrained", True), bool):
+            raise HTTPException(400, f"expected pretrained to be true or false, got {pretrained!r}")
         given = {key: _number(request, key) for key in NUMBERS if request.get(key) is not None}
         if request.get("max_epochs") is not None:
             given["epochs"] = _number(request, "max_epochs")
@@ -121,7 +127,7 @@ class MIMMXTrain(TrainTask):
         if problems := option_problems(**given):
             raise HTTPException(400, " ".join(map(str, problems)))
         sampling = request.get("sampling", "bundle")
-        sampling = sampling[0] if isinstance(sampling, list) else sampling
+        sampling = sampling[0] if isinstance(sampling, list) and sampling else sampling
         if sampling not in ("bundle", "balanced", "correlated"):
             raise HTTPException(400, f"expected sampling to be bundle, balanced or correlated, got {sampling!r}")
         return given if sampling == "bundle" else given | {"sampling": sampling}
@@ -176,7 +182,11 @@ class MIMMXTrain(TrainTask):
         stats |= {
             "from": base,
             "sampling": workflow.parser.get_parsed_content("sampling"),
-            "epochs": workflow.parser.get_parsed_content("epochs"),
+            "epochs": sum(
+                workflow.parser.get_parsed_content(name)
+                for name in ("epochs", "refine_epochs")
+                if name in workflow.parser
+            ),
             "seconds": round(time.time() - started, 1),
         }
         workflow.finalize()
