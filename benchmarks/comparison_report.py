@@ -16,7 +16,7 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from monai_mimmx.comparison import write_comparison
-from monai_mimmx.comparison.methods import METHODS
+from monai_mimmx.comparison.methods import VARIANTS
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "brain_age"
 RECORDS = ("metrics.json", "history.jsonl", "tsne.png", "training.png", "samples.png", "cooccurrence.png")
@@ -25,7 +25,7 @@ SMALL = {"cohort_scale": 0.05, "image_size": 64, "batch_size": 16, "epochs": 2, 
 
 def measure(quick: bool = False) -> dict[str, list[dict[str, Any]]]:
     """All rows; ``quick``: sizes that only show that it runs."""
-    runs, names = 2 if quick else 60, list(METHODS)
+    runs, names = 2 if quick else 60, list(VARIANTS)
     with tempfile.TemporaryDirectory() as folder:
         one, several = Path(folder) / "one", Path(folder) / "several"
         paths = {"bundle_root": str(BUNDLE), "output_dir": str(one), "cohort_dir": f"{folder}/cohort"}

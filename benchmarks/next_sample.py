@@ -28,8 +28,8 @@ from monai.bundle import ConfigWorkflow
 from monai_mimmx.data import cell_index, keep_batch, make_subsets, read_table, subject_partition
 from monai_mimmx.data.cache import CachedImages, cache_subsets
 from monai_mimmx.evaluation import Predictions, accuracy, collect_predictions
-from monai_mimmx.handlers.weights import load_model
 from monai_mimmx.label import rare_cell_scores, shortcut_scores
+from monai_mimmx.trained_model import load_model
 
 BUNDLE = Path(__file__).parents[1] / "bundles" / "brain_age"
 STRATEGIES = ("random", "shortcut", "rare_cell")

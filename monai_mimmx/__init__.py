@@ -22,6 +22,7 @@ from monai_mimmx import (
     options,
     preflight,
     report,
+    trained_model,
     transforms,
 )
 
@@ -43,5 +44,6 @@ __all__ = [
     "options",
     "preflight",
     "report",
+    "trained_model",
     "transforms",
 ]

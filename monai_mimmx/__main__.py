@@ -28,12 +28,12 @@ from monai_mimmx.comparison import (
     write_comparison,
     write_results,
 )
-from monai_mimmx.comparison.methods import METHODS
+from monai_mimmx.comparison.methods import VARIANTS
 from monai_mimmx.comparison.runner import is_running, read_run
 from monai_mimmx.comparison.tables import recorded_runs
 from monai_mimmx.evaluation.scores import signed_points
-from monai_mimmx.handlers.checkpoints import stored_metrics
 from monai_mimmx.label import serve_label_app
+from monai_mimmx.trained_model import stored_metrics
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--bundle", required=True, help="folder of the bundle")
     compare.add_argument(
-        "--methods", nargs="+", default=["all"], metavar="NAME", help=f"all, or of {', '.join(METHODS)}"
+        "--methods", nargs="+", default=["all"], metavar="NAME", help=f"all, or of {', '.join(VARIANTS)}"
     )
     compare.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 (default: 3)")
     compare.add_argument("--agreement", type=float, nargs="+", default=[], help="strength sweep: P(z = y) in training")

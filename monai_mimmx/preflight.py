@@ -28,9 +28,8 @@ from monai_mimmx.data.headers import check_headers
 from monai_mimmx.data.splits import describe_subsets
 from monai_mimmx.errors import Problems, check_writable, first_line, first_three, root_cause
 from monai_mimmx.evaluation.refit import check_refit
-from monai_mimmx.handlers.checkpoints import stored_identity, stored_metrics
-from monai_mimmx.handlers.weights import load_model, require_checkpoint
 from monai_mimmx.options import idle_options, known_options, option_problems
+from monai_mimmx.trained_model import load_model, require_checkpoint, stored_identity, stored_metrics
 
 __all__ = ["Preflight", "training_differences"]
 

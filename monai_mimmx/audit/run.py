@@ -21,11 +21,11 @@ from monai_mimmx.data import Task, parse_tasks, read_table
 from monai_mimmx.data.tables import classify, read_columns, value_key
 from monai_mimmx.errors import check_writable, raise_problems, root_cause
 from monai_mimmx.files import write_json
-from monai_mimmx.handlers.weights import load_model, require_checkpoint
 from monai_mimmx.options import require_options
 from monai_mimmx.preflight import training_differences
 from monai_mimmx.report.figures import gap_figure, interval_figure, save_figures
 from monai_mimmx.report.page import html_table, picture, section, write_page
+from monai_mimmx.trained_model import load_model, require_checkpoint
 from monai_mimmx.transforms.load_grayscale import quiet_readers
 
 __all__ = ["attribute_tasks", "audit_classifier"]

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["METHODS", "method_options"]
+__all__ = ["VARIANTS", "method_options"]
 
 _PAPER = {"method": "mimmx", "sampling": "correlated"}
 
-METHODS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "baseline": {"method": "baseline"},
     "baseline_dls_caw": {"method": "baseline", "dls": True, "caw": True},
     "rebalance": {"method": "rebalance"},
@@ -49,7 +49,7 @@ def method_options(names: Sequence[str] | str = "all") -> dict[str, dict[str, An
     The rows of that name, in the order asked for.
 
     Args:
-        names: of `METHODS`, or "all".
+        names: of `VARIANTS`, or "all".
 
     Raises:
         ValueError: for an unknown name, or one given twice.
@@ -60,9 +60,9 @@ def method_options(names: Sequence[str] | str = "all") -> dict[str, dict[str, An
     """
     names = [names] if isinstance(names, str) else list(names)
     if names == ["all"]:
-        return dict(METHODS)
-    if unknown := [name for name in names if name not in METHODS]:
-        raise ValueError(f"expected methods among all, {', '.join(METHODS)}, got {unknown[0]!r}")
+        return dict(VARIANTS)
+    if unknown := [name for name in names if name not in VARIANTS]:
+        raise ValueError(f"expected methods among all, {', '.join(VARIANTS)}, got {unknown[0]!r}")
     if len(set(names)) < len(names):
         raise ValueError(f"expected each method once, got {' '.join(names)}")
-    return {name: METHODS[name] for name in names}
+    return {name: VARIANTS[name] for name in names}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from monai_mimmx.comparison.methods import METHODS
+from monai_mimmx.comparison.methods import VARIANTS
 from monai_mimmx.comparison.runner import failure, read_metrics, read_plan, read_run
 from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, followed_factors, signed_points, verdict
 from monai_mimmx.options import WITHOUT_DEPENDENCE
@@ -191,7 +191,7 @@ def _scores(folder: Path) -> dict[str, Any]:
 
 def _place(name: str) -> int:
     """Where a method stands in the tables; those of the user's own come last."""
-    return list(METHODS).index(name) if name in METHODS else len(METHODS)
+    return list(VARIANTS).index(name) if name in VARIANTS else len(VARIANTS)
 
 
 def read_published(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -199,7 +199,7 @@ def read_published(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Published figures, as rows to stand beside one's own.
 
     Args:
-        path: a JSON file with "source", a sentence, and "rows": "name" (of `METHODS`), "accuracy"
+        path: a JSON file with "source", a sentence, and "rows": "name" (of `VARIANTS`), "accuracy"
             `{subset: {task: fraction}}` and, where published, "probes" `{"linear": {block: {task: fraction}}}`.
 
     Returns:

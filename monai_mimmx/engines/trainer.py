@@ -86,6 +86,39 @@ def _require_compiler(device: str | torch.device, backend: Any) -> None:
         )
 
 
+def _require_iterable_twice(loader: Iterable) -> None:
+    """Fresh batches come from a second iterator over the loader of the encoder's."""
+    if isinstance(loader, Iterator) or getattr(loader, "persistent_workers", False):
+        raise ValueError(
+            "feature_batches=0 needs a train_data_loader that can be iterated twice at once, for encoder steps and "
+            "estimator steps: give it a DataLoader with persistent_workers=False, or feature_batches of 1 or more."
+        )
+
+
+def _require_trained(
+    dependence: nn.Module | None, optimizer: Optimizer | None, weighter: nn.Module | None, attend_features: bool
+) -> None:
+    """The dependence term and the weighter fit each other, and something trains them."""
+    if _has_parameters(dependence) and optimizer is None:
+        raise ValueError("a dependence term with parameters needs dependence_optimizer to train them.")
+    if weighter is not None and attend_features:
+        raise ValueError("attention weighs either the dependence terms (weighter) or the features, not both.")
+    if weighter is not None and dependence is None:
+        raise ValueError("weighter weighs dependence terms, but dependence is None; leave weighter out.")
+    if weighter is not None and optimizer is None:
+        raise ValueError("weighter needs dependence_optimizer to train it, next to a dependence term with parameters.")
+    if optimizer is None:
+        return
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, part in (("dependence", dependence), ("weighter", weighter)):
+        if part is not None and any(p.requires_grad and id(p) not in held for p in part.parameters()):
+            raise ValueError(f"dependence_optimizer must have the parameters of {name}: nothing else trains them.")
+
+
+def _has_parameters(module: nn.Module | None) -> bool:
+    return module is not None and any(True for _ in module.parameters())
+
+
 class MIMMXTrainer(SupervisedTrainer):
     r"""
     A :class:`~monai.engines.SupervisedTrainer` that minimises
@@ -210,31 +243,9 @@ class MIMMXTrainer(SupervisedTrainer):
         compile_kwargs = kwargs.get("compile_kwargs") or {}
         if kwargs.get("compile"):
             _require_compiler(device, compile_kwargs.get("backend", "inductor"))
-        if feature_batches == 0 and (
-            isinstance(train_data_loader, Iterator) or getattr(train_data_loader, "persistent_workers", False)
-        ):
-            raise ValueError(
-                "feature_batches=0 needs a train_data_loader that can be iterated twice at once, for encoder steps and "
-                "estimator steps: give it a DataLoader with persistent_workers=False, or feature_batches of 1 or more."
-            )
-        has_parameters = dependence is not None and any(True for _ in dependence.parameters())
-        if has_parameters and dependence_optimizer is None:
-            raise ValueError("a dependence term with parameters needs dependence_optimizer to train them.")
-        if weighter is not None and attend_features:
-            raise ValueError("attention weighs either the dependence terms (weighter) or the features, not both.")
-        if weighter is not None and dependence is None:
-            raise ValueError("weighter weighs dependence terms, but dependence is None; leave weighter out.")
-        if weighter is not None and dependence_optimizer is None:
-            raise ValueError(
-                "weighter needs dependence_optimizer to train it, next to a dependence term with parameters."
-            )
-        if dependence_optimizer is not None:
-            held = {id(p) for group in dependence_optimizer.param_groups for p in group["params"]}
-            for name, part in (("dependence", dependence), ("weighter", weighter)):
-                if part is not None and any(p.requires_grad and id(p) not in held for p in part.parameters()):
-                    raise ValueError(
-                        f"dependence_optimizer must have the parameters of {name}: nothing else trains them."
-                    )
+        if feature_batches == 0:
+            _require_iterable_twice(train_data_loader)
+        _require_trained(dependence, dependence_optimizer, weighter, attend_features)
         self.task_names = tuple(task_names)
         factors = self.task_names[1:]
         if dependence is not None:
@@ -269,7 +280,7 @@ class MIMMXTrainer(SupervisedTrainer):
         # load. Both share their weights.
         self._called_network, self.network = self.network, network
         self._called_dependence: Any = dependence
-        if self.compile and has_parameters:
+        if self.compile and _has_parameters(dependence):
             # Its steps are many and small: on a GPU it takes longer to start their operations than to compute them.
             self._called_dependence = torch.compile(dependence, **compile_kwargs)
         self._graphed = None

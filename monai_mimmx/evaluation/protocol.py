@@ -37,8 +37,6 @@ from monai_mimmx.evaluation.scores import (
 )
 from monai_mimmx.files import write_json
 from monai_mimmx.handlers import read_history
-from monai_mimmx.handlers.checkpoints import stored_identity, subset_digest
-from monai_mimmx.handlers.weights import load_model
 from monai_mimmx.options import OF_THE_MACHINE
 from monai_mimmx.report import (
     accuracy_figure,
@@ -53,6 +51,7 @@ from monai_mimmx.report import (
     write_model_card,
     write_report,
 )
+from monai_mimmx.trained_model import load_model, stored_identity, subset_digest
 
 __all__ = ["ExperimentEvaluation", "write_final_scores"]
 

@@ -24,9 +24,9 @@ from monai_mimmx.data import CachedImages, keep_batch
 from monai_mimmx.data.splits import cell_index
 from monai_mimmx.errors import raise_problems
 from monai_mimmx.files import write_checkpoint
-from monai_mimmx.handlers.weights import load_model
 from monai_mimmx.networks import MIMMXNet
 from monai_mimmx.networks.modes import evaluated
+from monai_mimmx.trained_model import load_model
 
 __all__ = ["refit_last_layer"]
 

@@ -9,7 +9,6 @@ from monai_mimmx.handlers.checkpoints import (
     TrainingIdentity,
     best_so_far,
     latest_checkpoint,
-    training_settings,
     training_state,
 )
 from monai_mimmx.handlers.faults import EstimatorCheck, FailureReport
@@ -42,6 +41,5 @@ __all__ = [
     "latest_checkpoint",
     "loss_scaling_factors",
     "read_history",
-    "training_settings",
     "training_state",
 ]

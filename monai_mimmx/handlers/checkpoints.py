@@ -4,16 +4,12 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import itertools
 import json
 import logging
 import os
-import pickle
 import random
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +26,7 @@ from monai.transforms import Randomizable, Transform
 
 from monai_mimmx.files import write_checkpoint
 from monai_mimmx.options import OF_THE_MACHINE
+from monai_mimmx.trained_model import newest_whole, subset_digest
 
 __all__ = [
     "AtomicCheckpointSaver",
@@ -38,12 +35,8 @@ __all__ = [
     "TrainingIdentity",
     "best_so_far",
     "latest_checkpoint",
-    "training_settings",
     "training_state",
 ]
-
-_EPOCH = re.compile(r"epoch=(\d+)")
-_COUNT = re.compile(r"_?((epoch|iteration)=)?\d*\.pt$")
 
 
 def every_and_last(interval: int) -> Any:
@@ -341,13 +334,6 @@ class TrainingIdentity:
             )
 
 
-def subset_digest(frame: pd.DataFrame, task_names: list[str]) -> str:
-    """Of a subset's subjects and labels, in their order: equal where two trainings had the same."""
-    content = hashlib.sha256(frame[task_names].to_numpy(dtype=np.float64).tobytes())
-    content.update("\0".join(map(str, frame["subject"])).encode())
-    return content.hexdigest()
-
-
 def _shown(settings: Mapping[str, Any], name: str) -> str:
     return repr(settings[name]) if name in settings else "absent"
 
@@ -371,38 +357,6 @@ def best_so_far(saver: CheckpointSaver) -> Checkpoint:
     if checkpoint is None:
         raise ValueError("saver must have save_key_metric=True, got one that does not look for the best model.")
     return checkpoint
-
-
-def newest_whole(folder: str | os.PathLike[str], prefix: str) -> tuple[Path | None, list[Path]]:
-    """
-    The newest checkpoint file that is whole, and those newer than it that are cut short.
-
-    The newest is that of the highest epoch in its name: a copy of the folder may have written the files in any order.
-    Raises ValueError where files of several savers have that prefix, and none of them the prefix alone.
-    """
-
-    def age(path: Path) -> tuple[int, int]:
-        epoch = _EPOCH.search(path.name)
-        return int(epoch[1]) if epoch else -1, path.stat().st_mtime_ns
-
-    series: dict[str, list[Path]] = {}
-    for path in Path(folder).glob(f"{glob.escape(prefix)}*.pt"):
-        series.setdefault(_COUNT.sub("", path.name), []).append(path)
-    if prefix in series:
-        series = {prefix: series[prefix]}
-    # Beside those of its epochs a saver may have written others, such as its best.
-    counted = {name for name, paths in series.items() if any(_COUNT.search(path.name)[1] for path in paths)}  # type: ignore[index]
-    series = {name: series[name] for name in counted or series}
-    if len(series) > 1:
-        raise ValueError(
-            f"checkpoints of several savers in {folder} begin with {prefix!r}: name one of {', '.join(sorted(series))}."
-        )
-    damaged: list[Path] = []
-    for path in sorted(itertools.chain(*series.values()), key=age, reverse=True):
-        if zipfile.is_zipfile(path):  # the archive's table of contents is its end
-            return path, damaged
-        damaged.append(path)
-    return None, damaged
 
 
 def latest_checkpoint(folder: str | os.PathLike[str], prefix: str = "state") -> str | None:
@@ -432,57 +386,6 @@ def latest_checkpoint(folder: str | os.PathLike[str], prefix: str = "state") -> 
         )
         return None
     return str(found)
-
-
-def stored_identity(checkpoint: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The state of the `TrainingIdentity` of a model's training, whose checkpoints lie beside it; None where none does."""
-    try:
-        found, _ = newest_whole(Path(checkpoint).parent, "state")
-        if found is None:
-            return None
-        return torch.load(found, map_location="cpu", weights_only=True, mmap=True)["identity"]  # type: ignore[no-any-return]
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError):
-        return None  # of something else
-
-
-def stored_metrics(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
-    """
-    What `metrics.json` above a model's folder tells of its training: its `config`, and its `tasks` as pairs of name and
-    class names; empty where none does.
-    """
-    try:
-        metrics = json.loads((Path(checkpoint).parent.parent / "metrics.json").read_text(encoding="utf-8"))
-        tasks = [
-            (name, [*names]) for name, names in zip(metrics["task_names"], metrics["classes"].values(), strict=True)
-        ]
-        return {"config": dict(metrics["config"]), "tasks": tasks}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # moved, not yet there, or not of this toolkit
-
-
-def training_settings(checkpoint: str | os.PathLike[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    The settings to record with the evaluation of a model: those of its training, as far as these are known.
-
-    Args:
-        checkpoint: the model's file. The training's `metrics.json` is looked for above its folder, and checkpoints of the
-            training beside it.
-        settings: what the evaluation was called with; where it runs and writes, and what data it finds and draws (`agreement`),
-            is taken from them.
-
-    Returns:
-        option to value, for the options in `settings`; None for those of the training where nothing is known of it.
-
-    Example:
-        >>> training_settings("no/models/model.pt", {"lambda_mi": 1.0, "image_size": 96, "device": "cpu"})
-        {'lambda_mi': None, 'image_size': 96, 'device': 'cpu'}
-    """
-    trained = stored_metrics(checkpoint).get("config", {}) | (stored_identity(checkpoint) or {}).get("settings", {})
-    own: tuple[str, ...] = (*OF_THE_MACHINE, "agreement", "dataset_dir")
-    if not trained:  # but for what the weights and the images must be
-        own += ("feature_dim", "image_size", "slice_position", "spatial_dims", "strides")
-        trained = dict.fromkeys(settings)
-    return {name: trained.get(name, value) if name not in own else value for name, value in settings.items()}
 
 
 def training_state(best: CheckpointSaver, **parts: Any) -> dict[str, Any]:

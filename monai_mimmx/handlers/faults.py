@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 
 from monai_mimmx.data import StoredImages
-from monai_mimmx.handlers.checkpoints import newest_whole
+from monai_mimmx.trained_model import newest_whole
 
 __all__ = ["EstimatorCheck", "FailureReport"]
 

@@ -18,7 +18,7 @@ from runs import BUNDLES, NAMES, OWN, ROOT, options, results, torchrun, train, w
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monai_mimmx.comparison import format_tables, read_published
-from monai_mimmx.comparison.methods import METHODS
+from monai_mimmx.comparison.methods import VARIANTS
 from monai_mimmx.comparison.runner import PlannedRun
 from monai_mimmx.engines import MIMMXTrainer, PrepareAugmentedBatch
 from monai_mimmx.errors import root_cause
@@ -508,7 +508,7 @@ def test_published_figures_have_the_bundles_tasks(path):
         "y",
         *(task["name"] for task in json.loads((path.parents[1] / "configs/train.json").read_text())["tasks"][1:]),
     }
-    assert {row["name"] for row in rows} <= set(METHODS) and {"baseline", "rebalance", "dcor", "mimmx"} <= {
+    assert {row["name"] for row in rows} <= set(VARIANTS) and {"baseline", "rebalance", "dcor", "mimmx"} <= {
         row["name"] for row in rows
     }
     for row in rows:

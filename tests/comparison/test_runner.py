@@ -18,7 +18,7 @@ import pytest
 
 from monai_mimmx.__main__ import main
 from monai_mimmx.comparison import check_runs, collect_rows, execute_runs, method_options, plan_runs, runner
-from monai_mimmx.comparison.methods import METHODS
+from monai_mimmx.comparison.methods import VARIANTS
 from monai_mimmx.data.cohort_folder import available_cpus
 from monai_mimmx.errors import Problems
 from monai_mimmx.files import locked
@@ -290,7 +290,7 @@ def test_what_a_bundle_resolves_to_the_same_is_planned_once(name, tmp_path):
     twin = "mimmx_balanced_marginal" if name == "brain_age" else "mimmx_balanced_conditional"
     made = plan_runs(bundle, method_options("all"), seeds=[0, 1], output_dir=tmp_path)
     assert {run.name: run.aliases for run in made if run.aliases} == {"mimmx_balanced": (twin,)}
-    assert len(made) == 2 * (len(METHODS) - 1)
+    assert len(made) == 2 * (len(VARIANTS) - 1)
     # Where the other one is finished, it stands for both.
     (tmp_path / twin / "seed_0").mkdir(parents=True)
     (tmp_path / twin / "seed_0/metrics.json").write_text(json.dumps(METRICS))
@@ -326,7 +326,7 @@ def failing(run, words, *, epochs=0):
 
 
 def test_runs_that_all_fail_alike_before_they_train_end_the_comparison(bundle):
-    made = runs(bundle, *list(METHODS)[:12])
+    made = runs(bundle, *list(VARIANTS)[:12])
     lines = []
     counts = execute_runs([failing(run, "no column 'age'") for run in made], progress=False, report=lines.append)
     assert 3 <= counts["failed"] <= 5 and counts["failed"] + counts["not begun"] == len(made)  # some begun meanwhile
@@ -336,7 +336,7 @@ def test_runs_that_all_fail_alike_before_they_train_end_the_comparison(bundle):
 
 @pytest.mark.parametrize("kind", ["each its own way", "after an epoch", "one goes well"])
 def test_runs_that_fail_for_causes_of_their_own_do_not_end_it(bundle, kind):
-    made = runs(bundle, *list(METHODS)[:5])
+    made = runs(bundle, *list(VARIANTS)[:5])
     if kind == "each its own way":
         others = [failing(run, run.name) for run in made]
     elif kind == "after an epoch":
@@ -525,8 +525,8 @@ def test_wrong_arguments_are_told(bundle, capsys, tmp_path):
 
 
 def test_methods():
-    assert list(method_options("all")) == list(METHODS)
-    assert METHODS["mimmx"]["sampling"] == "correlated" and METHODS["mimmx_balanced"]["sampling"] == "balanced"
+    assert list(method_options("all")) == list(VARIANTS)
+    assert VARIANTS["mimmx"]["sampling"] == "correlated" and VARIANTS["mimmx_balanced"]["sampling"] == "balanced"
     with pytest.raises(ValueError, match="got 'x'"):
         method_options(["x"])
     with pytest.raises(ValueError, match="each method once"):

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from lib.served import ServedBundle
 from monai_mimmx.errors import first_line, raise_problems, root_cause
-from monai_mimmx.handlers.weights import load_model
 from monai_mimmx.preflight import training_differences
+from monai_mimmx.trained_model import load_model
 
 
 class MIMMXInfer(BasicInferTask):

@@ -26,8 +26,8 @@ from lib.study import StudyFolder
 from monai_mimmx.data import cell_index, subject_partition
 from monai_mimmx.evaluation import collect_predictions, group_accuracies, score_table
 from monai_mimmx.files import write_json
-from monai_mimmx.handlers.weights import load_model
 from monai_mimmx.options import known_options, option_problems
+from monai_mimmx.trained_model import load_model
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from monai_mimmx.handlers.weights import load_model
+from monai_mimmx.trained_model import load_model
 
 
 def network(width):
