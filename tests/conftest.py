@@ -7,6 +7,7 @@ processors; and every test draws the same random numbers each time, whichever te
 
 import multiprocessing
 import os
+import signal
 
 import pytest
 
@@ -53,3 +54,11 @@ def _write_dicom(path, photometric, values, **tags):
 def write_dicom():
     """Write a DICOM file: path, photometric interpretation, pixels `(rows, columns)`, and other tags."""
     return _write_dicom
+
+
+@pytest.fixture
+def interruptible():
+    """What is started here heeds an interrupt, though these tests may run in the background of a script, which does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -244,14 +244,6 @@ def processes_of(group):
     return found
 
 
-@pytest.fixture
-def interruptible():
-    """What is started here heeds an interrupt, though these tests may run in the background of a script, which does not."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells its processes so")
 @pytest.mark.parametrize("whom", ["the group, as Ctrl-C does", "the main process only"])

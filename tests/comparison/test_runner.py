@@ -172,6 +172,7 @@ def test_a_terminated_comparison_ends_its_runs_too(bundle):
     assert row["missing"] == "not finished"
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_run_that_is_about_to_start_ends_with_its_comparison(bundle, monkeypatch):
     made, record = runs(bundle, "baseline", options={"wait": 600}), runner._record
 
