@@ -169,7 +169,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     own = f".{target.name}.{platform.node()}."  # another computer may write to the same folder
     part = target.with_name(f"{own}{os.getpid()}.part")
     for left_over in target.parent.glob(f"{glob.escape(own)}*.part"):
-        if not is_alive(left_over.name.split(".")[-2]):
+        if left_over.name[len(own) :].count(".") == 1 and not is_alive(left_over.name.split(".")[-2]):
             left_over.unlink(missing_ok=True)
     try:
         yield part

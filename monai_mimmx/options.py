@@ -18,6 +18,7 @@ __all__ = ["idle_options", "known_options", "option_problems", "require_options"
 
 METHODS = ("mimmx", "mimm", "dcor", "adversarial", "mmd", "baseline", "rebalance", "groupdro", "dfr")
 WITHOUT_DEPENDENCE = ("baseline", "rebalance", "groupdro", "dfr")
+WITHOUT_ESTIMATOR = (*WITHOUT_DEPENDENCE, "dcor", "mmd")
 NATURAL = "natural"
 OF_THE_MACHINE = ("amp", "amp_fresh", "device", "output_dir")
 """Settings in which one training may be called on another machine."""
@@ -181,7 +182,7 @@ ARGUMENTS = {
 """Arguments of components to the option whose rule is theirs."""
 
 _OF_THE_TERM = ("lambda_mi", "lambda_warmup", "detach_z", "conditional")
-_OF_THE_ESTIMATOR = ("estimator", "n_b", "feature_batches", "mine_learning_rate")
+_OF_THE_ESTIMATOR = ("estimator", "n_b", "feature_batches", "amp_fresh", "mine_learning_rate")
 
 
 def _among(*values: Any) -> Callable[[Any], bool]:
@@ -194,7 +195,7 @@ def _is_kept(value: Any) -> bool:
 
 IDLE: tuple[tuple[tuple[str, ...], Mapping[str, Callable[[Any], bool]]], ...] = (
     (_OF_THE_TERM, {"method": _among(*WITHOUT_DEPENDENCE)}),
-    (_OF_THE_ESTIMATOR, {"method": _among(*WITHOUT_DEPENDENCE, "dcor", "mmd")}),
+    (_OF_THE_ESTIMATOR, {"method": _among(*WITHOUT_ESTIMATOR)}),
     (("alpha_y", "alpha_z", "beta_y"), {"dls": _among(False)}),
     (("ema_decay",), {"ema": _among(False)}),
     (("amp_dtype",), {"amp": _among(False), "amp_fresh": _among(False)}),

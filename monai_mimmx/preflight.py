@@ -227,10 +227,11 @@ class _Check:
             given = [name for name in values if self.config[name] != self.shipped.get(name)]
             used = {name.split("::")[0] for name in _references({**self.config, "settings": None})}
             self.idle = idle_options(given, values)
+            recorded = [] if self.predicts else _references(self.shipped.get("settings"))
             self.idle += [
                 f"{name} changes nothing: what uses it in configs/train.json has been replaced"
                 for name in given
-                if name in self.shipped and name not in used and name in _references(self.shipped["settings"])
+                if name in self.shipped and name not in used and name in recorded
             ]
         self._folders(make=not check_only)
         if self.predicts:

@@ -23,8 +23,6 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from monai_mimmx.options import OF_THE_MACHINE
-
 __all__ = ["load_model", "training_settings"]
 
 _EPOCH = re.compile(r"epoch=(\d+)")
@@ -180,7 +178,7 @@ def training_settings(checkpoint: str | os.PathLike[str], settings: Mapping[str,
         {'lambda_mi': None, 'image_size': 96, 'device': 'cpu'}
     """
     trained = stored_metrics(checkpoint).get("config", {}) | (stored_identity(checkpoint) or {}).get("settings", {})
-    own: tuple[str, ...] = (*OF_THE_MACHINE, "agreement", "dataset_dir")
+    own: tuple[str, ...] = ("agreement", "amp", "dataset_dir", "device", "output_dir")
     if not trained:  # but for what the weights and the images must be
         own += ("feature_dim", "image_size", "slice_position", "spatial_dims", "strides")
         trained = dict.fromkeys(settings)

@@ -361,11 +361,12 @@ def _check_same(run: PlannedRun) -> None:
         stored = read_run(path)
         if (files := stored.get("config_file", run.config_file)) != run.config_file:
             raise ValueError(f"{run.folder} holds a run of {files}, not of {run.config_file}: name another output_dir")
-        before = stored["options"]
-        keys = _unlike(before, now)
         config = json.loads(json.dumps(_config(run)))
-        before, now = {**stored.get("config", {}), **before}, {**config, **now}
-        if not keys and (changed := _unlike(stored.get("config", config), config)):
+        options = {*stored["options"], *now}
+        before, now = {**stored.get("config", config), **stored["options"]}, {**config, **now}
+        changed = _unlike(before, now)
+        keys = [key for key in changed if key in options]
+        if changed and not keys:
             raise ValueError(
                 f"{run.folder} holds a run of {run.config_file} with another content, in {', '.join(changed)}: name another "
                 "output_dir, or undo the change"

@@ -20,7 +20,7 @@ from scipy import stats
 from monai_mimmx.comparison.methods import VARIANTS
 from monai_mimmx.comparison.runner import failure, read_metrics, read_plan, read_run
 from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, followed_factors, signed_points, verdict
-from monai_mimmx.options import WITHOUT_DEPENDENCE
+from monai_mimmx.options import WITHOUT_DEPENDENCE, WITHOUT_ESTIMATOR
 from monai_mimmx.report.html import NOT_INVERTED
 from monai_mimmx.report.page import markdown_table, markdown_text
 
@@ -469,7 +469,8 @@ def notes(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, An
     for row in done:
         config = row.get("config") or {}
         if (amp := config.get("amp")) is not None:
-            of_fresh = config.get("amp_fresh") and config.get("feature_batches") == 0
+            fresh = config.get("feature_batches") == 0 and config.get("method") not in WITHOUT_ESTIMATOR
+            of_fresh = fresh and config.get("amp_fresh")
             precise.setdefault(bool(amp or of_fresh), {})[row["name"]] = None
     if len(precise) > 1:
         told.append(f"With mixed precision: {', '.join(precise[True])}; without: {', '.join(precise[False])}.")

@@ -552,6 +552,10 @@ def describe_joint(
     own = {factor.name: {task.name: task.class_names for task in (primary, factor)} for factor in factors}
     theirs = {}
     for name, entry in (published or {}).items():
+        if not isinstance(entry, Mapping) or not {"classes", "joint"} <= {*entry}:
+            raise ValueError(
+                f"expected the published distribution of {name!r} with its classes and joint, got {entry!r}"
+            )
         joint = np.asarray(entry["joint"], dtype=float)
         if not math.isclose(joint.sum(), 1.0, abs_tol=0.011):
             raise ValueError(

@@ -337,8 +337,8 @@ def read_columns(
         raise_problems([*problems, _too_many_cells(path, len(header))])
     frame.columns = header
     for name in {*optional} - {*header}:
-        if alike := [other for other in header if other.lower() == name.lower()]:
-            logger.warning("%s: the column %r is not used: it would be named %r", path, alike[0], name)
+        if alike := [other for other in header if other.lower() == name.lower() and other not in required]:
+            logger.warning("%s: the column %r is not taken for %r: rename it if it is meant", path, alike[0], name)
     frame.index = _lines(path, frame)
     frame = frame.loc[:, taken]
     for name in frame.columns:
@@ -506,13 +506,13 @@ def _spelling_problems(subjects: pd.Series, path: Path) -> list[Exception]:
     names = pd.Series(sorted(set(subjects.dropna().astype(str))), dtype=object)
     names = names[names.str.fullmatch(r"0*\d+(\.0*)?")]
     numbers = names.str.replace(r"\.0*$", "", regex=True).str.lstrip("0")  # whole, and of any length
-    twice = [tuple(names[again][:2]) for again in numbers.groupby(numbers).groups.values() if len(again) > 1]
-    if not twice:
+    if not (again := numbers.duplicated(keep=False)).any():
         return []
-    first, second = sorted(twice[0], key=len)
+    twice = numbers[again]
+    first, second = sorted(names[twice.index[twice == twice.iloc[0]]][:2], key=len)
     return [
         ValueError(
-            f"{path}, column {subjects.name!r}: {first!r} and {second!r} would be two subjects ({len(twice)} such): spell each "
+            f"{path}, column {subjects.name!r}: {first!r} and {second!r} would be two subjects ({twice.nunique()} such): spell each "
             "in one way, or their images could be trained and tested on"
         )
     ]

@@ -53,7 +53,7 @@ class PrepareAugmentedBatch(PrepareBatch):
         stored = batchdata.get(Keys.IMAGE) if isinstance(batchdata, Mapping) else None
         on_processor = torch.device(device or "cpu").type == "cpu"
         if isinstance(stored, StoredImages) and self._reads_rows and on_processor and not kwargs:
-            return self.augment(stored.pixels, stored.rows), batchdata[Keys.LABEL]  # type: ignore[call-arg]
+            return self.augment(stored.pixels, stored.rows), batchdata.get(Keys.LABEL)  # type: ignore[call-arg, return-value]
         image, label = default_prepare_batch(batchdata, device, non_blocking, **kwargs)  # type: ignore[arg-type, misc]
         if getattr(self.augment, "dtype", None) is None:
             image = image.to(dtype=self.dtype)  # type: ignore[union-attr]

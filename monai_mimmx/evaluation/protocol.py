@@ -59,6 +59,11 @@ TEST_SETS = ("val", "inv", "bal")
 PICTURES = ("accuracy", "probes", "tsne", "cooccurrence", "samples", "training")
 
 
+def _fingerprint(digests: Mapping[str, str]) -> str:
+    """Of the subjects and labels of all subsets."""
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
+
+
 class ExperimentEvaluation:
     """
     Evaluate a network on the test sets and write ``metrics.json``, ``predictions_*.npz``, pictures, ``report.html``
@@ -132,7 +137,7 @@ class ExperimentEvaluation:
         scores = score_table(test)
         probes = probe_matrix(predictions["probe"], predictions["bal"])
         history = read_history(self.history) if self.history is not None else []
-        digests = {name: subset_digest(data.frame, data.task_names) for name, data in self.data.items()}
+        digests = self._digests()
         metrics = {
             "method": self.settings.get("method"),
             "seed": self.settings.get("seed"),
@@ -157,7 +162,7 @@ class ExperimentEvaluation:
             "epochs": history[-1]["epoch"] if history else None,
             **_selected(history, self.settings),
             **({} if history else self._trained_on(digests)),
-            "fingerprint": hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16],  # of subjects and labels
+            "fingerprint": _fingerprint(digests),
             "seconds": sum(row["seconds"] for row in history) if history else None,
             "excluded": self._excluded(),
         }
@@ -186,13 +191,17 @@ class ExperimentEvaluation:
         self.logger.info(f"report: {report}")
         return metrics
 
+    def _digests(self) -> dict[str, str]:
+        """Subset to what its subjects and labels come to."""
+        return {name: subset_digest(data.frame, data.task_names) for name, data in self.data.items()}
+
     def _epochs(self) -> int:
         """Those that the settings ask for, in both parts of a training."""
         return sum(self.settings.get(name) or 0 for name in ("epochs", "refine_epochs"))
 
     def is_finished(self) -> bool:
         """
-        Whether this very evaluation was written before, of a whole training, with the same settings and version.
+        Whether this very evaluation was written before: of a whole training, with the same rows, settings and version.
 
         Device, precision and folders may be others: a finished run may have moved.
         """
@@ -208,7 +217,9 @@ class ExperimentEvaluation:
         )
         if stored != own or metrics.get("version") != monai_mimmx.__version__ or metrics.get("unfinished"):
             return False
-        self.logger.info(f"the run in {self.output_dir} is finished, with these settings: nothing is left to resume.")
+        if metrics.get("fingerprint") != _fingerprint(self._digests()):
+            return False
+        self.logger.info(f"the run in {self.output_dir} is finished: nothing is left to resume.")
         return True
 
     def discard(self, model: str | os.PathLike[str] | None = None) -> None:

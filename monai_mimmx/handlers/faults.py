@@ -25,8 +25,8 @@ def batch_files(batch: Any, dataset: Any) -> list[str]:
     The image files of a batch, the most extreme pixels first; none where it does not tell.
 
     Args:
-        batch: with "image" `(B, ...)`, a tensor or :class:`~monai_mimmx.data.StoredImages`, and "row", positions in the dataset, `(B,)`, or the file names in the metadata
-            of a :class:`~monai.data.MetaTensor`.
+        batch: with "image" `(B, ...)`, a tensor or :class:`~monai_mimmx.data.StoredImages`, and "row", positions in the
+            dataset, `(B,)`, or the file names in the metadata of a :class:`~monai.data.MetaTensor`.
         dataset: with ``files``, from rows to names, such as :class:`~monai_mimmx.data.CachedImages`.
     """
     image = batch.get("image") if isinstance(batch, Mapping) else None

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from monai_mimmx.comparison import format_tables, read_published
 from monai_mimmx.comparison.methods import VARIANTS
 from monai_mimmx.comparison.runner import PlannedRun
-from monai_mimmx.engines import MIMMXTrainer, PrepareAugmentedBatch
+from monai_mimmx.engines import MIMMXTrainer
 from monai_mimmx.errors import root_cause
 from monai_mimmx.evaluation import ExperimentEvaluation, final_scores
 from monai_mimmx.evaluation.protocol import source_commit
@@ -252,8 +252,12 @@ def test_a_finished_training_is_left_as_it_is(trained, folders, tmp_path, caplog
     before = {path: path.read_bytes() for path in (tmp_path / "copy").rglob("*") if path.is_file()}
     with caplog.at_level("INFO", logger="monai_mimmx"):
         train("brain_age", folders, tmp_path / "copy", resume=True)
-    assert "is finished, with these settings: nothing is left to resume" in caplog.text
+    assert "is finished: nothing is left to resume" in caplog.text
     assert {path: path.read_bytes() for path in (tmp_path / "copy").rglob("*") if path.is_file()} == before
+    metrics = json.loads((tmp_path / "copy/metrics.json").read_text())
+    (tmp_path / "copy/metrics.json").write_text(json.dumps(metrics | {"fingerprint": "of other rows"}))
+    made = workflow("brain_age", "train", **options("brain_age", folders, tmp_path / "copy", resume=True))
+    assert not made.parser.get_parsed_content("evaluation").is_finished()
 
 
 def test_a_resumed_training_keeps_a_better_model(folders, tmp_path, monkeypatch):
@@ -435,8 +439,10 @@ def test_training_images_move_as_they_are_stored_and_train_as_float32(bundle, fo
     batch, prepare = (parser.get_parsed_content(f"train#{name}") for name in ("dataloader", "prepare_batch"))
     batch = next(iter(batch))
     assert batch["image"].to("cpu").dtype == torch.float16 and prepare(batch, "cpu")[0].dtype == torch.float32
-    prepare = PrepareAugmentedBatch(torch.clone, dtype=torch.float32)  # with an augmentation that knows nothing of it
-    assert prepare(batch, "cpu")[0].dtype == torch.float32
+    own = {"train#prepare_batch#augment": {"_target_": "torch.nn.Identity"}}  # an overlay's, which knows nothing of it
+    parser = workflow(bundle, "train", **options(bundle, folders, tmp_path, sampling="correlated", **own)).parser
+    batch, prepare = (parser.get_parsed_content(f"train#{name}") for name in ("dataloader", "prepare_batch"))
+    assert prepare(next(iter(batch)), "cpu")[0].dtype == torch.float32
 
 
 def test_a_batch_larger_than_one_process_has_images_is_all_of_them(folders, tmp_path, monkeypatch):

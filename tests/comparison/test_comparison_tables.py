@@ -204,7 +204,8 @@ def test_different_precision_is_told():
     assert "mixed precision" not in format_tables(rows[::3])
     of_fresh = {"amp": False, "amp_fresh": True}
     fresh = [row(str(n), 0, 0.5, config=of_fresh | {"feature_batches": n}) for n in (0, 2)]
-    assert "With mixed precision: 0; without: 2." in format_tables(fresh)
+    fresh.append(row("baseline", 0, 0.5, config=of_fresh | {"feature_batches": 0, "method": "baseline"}))
+    assert "With mixed precision: 0; without: 2, baseline." in format_tables(fresh)
 
 
 def test_tables_made_before_are_not_made_again(monkeypatch):

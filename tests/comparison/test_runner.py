@@ -203,6 +203,11 @@ def test_a_failure_is_recorded_before_another_process_may_run_it(bundle, monkeyp
     assert free == [False]
 
 
+def test_an_option_that_says_what_the_config_says_is_no_other(bundle):
+    execute_runs([quick(run) for run in runs(bundle, "baseline", options={"wait": 0})], progress=False)
+    check_runs(runs(bundle, "baseline"))
+
+
 def test_what_another_process_finished_meanwhile_is_not_run_again(bundle):
     first, second = runs(bundle, "baseline", "rebalance")
     counts = execute_runs([quick(first, second), second], progress=False, report=lambda line: None)

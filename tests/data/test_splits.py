@@ -414,6 +414,7 @@ class TestDescribeJoint:
                 {"sex": {"classes": {}, "joint": [[0.5, 0.5], [0.5, 0.5]]}},
                 "distribution of 'sex' as numbers that sum to 1",
             ),
+            ({"sex": [[0.5, 0], [0, 0.5]]}, "distribution of 'sex' with its classes and joint, got"),
         ],
     )
     def test_wrong_published(self, published, message):

@@ -377,4 +377,4 @@ def test_classes_of_long_numbers_have_their_whole_names():
 def test_a_split_in_other_letters_is_told(tmp_path, caplog):
     write(tmp_path, "image,subject,age,sex,Split\na.png,1,40,F,train\nb.png,2,60,M,test\n")
     read_table(tmp_path / "labels.csv", parse_tasks([AGE, SEX]), check_images=False)
-    assert "the column 'Split' is not used: it would be named 'split'" in caplog.text
+    assert "the column 'Split' is not taken for 'split': rename it if it is meant" in caplog.text

@@ -361,6 +361,14 @@ def test_an_image_that_was_still_being_copied_is_scored_once_it_is_whole(serve, 
     assert score() == {"total": 24, "predicted": 1, "unusable": 0}
 
 
+def test_an_image_that_is_gone_stops_no_other(serve, study):
+    client = serve(study)
+    (study / "case00_y0_z0.png").unlink()
+    assert client.post("/scoring/predictions?run_sync=true", json={}).status_code == 200
+    assert client.post("/activelearning/shortcut", json={}).status_code == 200
+    assert infer(client, "case00_y0_z0").status_code in (400, 404)
+
+
 def test_dicom_is_predicted_as_a_picture_of_the_same_pixels(serve, study, write_dicom):
     values = np.random.default_rng(0).integers(0, 256, (32, 32))
     Image.fromarray(values.astype(np.uint8)).save(study / "picture.png")

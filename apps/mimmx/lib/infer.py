@@ -78,13 +78,14 @@ class MIMMXInfer(BasicInferTask):
 
     def run_pre_transforms(self, data: dict[str, Any], transforms: Sequence[Callable]) -> Any:
         """Read and prepare the image; HTTP 400 with the cause where that fails."""
-        name = Path(data["image"]).name
+        path = Path(data["image"])
         try:
             return super().run_pre_transforms(data, transforms)
         except Exception as error:
-            cause = first_line(root_cause(error)) if os.path.getsize(data["image"]) else "the file is empty"
+            empty = path.is_file() and not path.stat().st_size
+            cause = "the file is empty" if empty else first_line(root_cause(error))
             raise HTTPException(
-                400, f"{name} is no image for {self.bundle.name} ({self.dimension}D network): {cause}"
+                400, f"{path.name} is no image for {self.bundle.name} ({self.dimension}D network): {cause}"
             ) from error
 
     def logits(self, image: str, device: str) -> list[float]:
