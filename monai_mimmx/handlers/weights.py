@@ -30,6 +30,7 @@ class WeightsLoader:
         ValueError: then, if it holds no weights or does not fit the network.
 
     Example:
+        >>> import torch
         >>> torch.save(nn.Linear(2, 1).state_dict(), "model.pt")
         >>> evaluator = Engine(lambda engine, batch: None)
         >>> WeightsLoader(nn.Linear(3, 1), "model.pt").attach(evaluator)
