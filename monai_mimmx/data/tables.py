@@ -13,6 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -504,12 +505,12 @@ def _split_problems(split: pd.Series, subjects: pd.Series | None, path: Path) ->
 def _spelling_problems(subjects: pd.Series, path: Path) -> list[Exception]:
     """One number spelled in two ways: two subjects, where tables that were joined mean one."""
     names = pd.Series(sorted(set(subjects.dropna().astype(str))), dtype=object)
-    names = names[names.str.fullmatch(r"0*\d+(\.0*)?")]
-    numbers = names.str.replace(r"\.0*$", "", regex=True).str.lstrip("0")  # whole, and of any length
-    if not (again := numbers.duplicated(keep=False)).any():
+    names = names[names.str.fullmatch(r"[-+]?\d+(\.\d*([eE][-+]?\d+)?)?")]  # 12e4 alone is a code
+    numbers = names.map(Decimal)  # exact, however long
+    twice = numbers[numbers.duplicated(keep=False)]
+    if twice.empty:
         return []
-    twice = numbers[again]
-    first, second = sorted(names[twice.index[twice == twice.iloc[0]]][:2], key=len)
+    first, second = sorted(names[numbers == twice.iloc[0]][:2], key=len)
     return [
         ValueError(
             f"{path}, column {subjects.name!r}: {first!r} and {second!r} would be two subjects ({twice.nunique()} such): spell each "

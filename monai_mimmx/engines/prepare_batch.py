@@ -40,7 +40,6 @@ class PrepareAugmentedBatch(PrepareBatch):
 
     def __init__(self, augment: Callable[[Tensor], Tensor], *, dtype: torch.dtype | None = None) -> None:
         self.augment, self.dtype = augment, dtype
-        self._reads_rows = isinstance(augment, RandBatchAugment) and augment.dtype is not None
 
     def __call__(
         self,
@@ -51,10 +50,11 @@ class PrepareAugmentedBatch(PrepareBatch):
     ) -> tuple[Tensor, Tensor]:
         """Batch to (image, label) on ``device``."""
         stored = batchdata.get(Keys.IMAGE) if isinstance(batchdata, Mapping) else None
-        on_processor = torch.device(device or "cpu").type == "cpu"
-        if isinstance(stored, StoredImages) and self._reads_rows and on_processor and not kwargs:
-            return self.augment(stored.pixels, stored.rows), batchdata.get(Keys.LABEL)  # type: ignore[call-arg, return-value]
+        own_dtype = getattr(self.augment, "dtype", None)
+        in_place = own_dtype is not None and torch.device(device or "cpu").type == "cpu" and not kwargs
+        if in_place and isinstance(stored, StoredImages) and isinstance(self.augment, RandBatchAugment):
+            return self.augment(stored.pixels, stored.rows), batchdata.get(Keys.LABEL)  # type: ignore[return-value]
         image, label = default_prepare_batch(batchdata, device, non_blocking, **kwargs)  # type: ignore[arg-type, misc]
-        if getattr(self.augment, "dtype", None) is None:
+        if own_dtype is None:
             image = image.to(dtype=self.dtype)  # type: ignore[union-attr]
         return self.augment(image), label  # type: ignore[return-value, arg-type]

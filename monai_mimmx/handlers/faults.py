@@ -84,10 +84,9 @@ class FailureReport:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._report)
 
     def _report(self, engine: Engine, error: BaseException) -> None:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        if not interrupted and not isinstance(error, FloatingPointError) or type(error.__cause__) is type(error):
+        if not isinstance(error, FloatingPointError | KeyboardInterrupt) or type(error.__cause__) is type(error):
             raise error  # Ignite comes here twice, the second time with what was raised the first time
-        if interrupted:
+        if isinstance(error, KeyboardInterrupt):
             epoch = self.after + engine.state.epoch
             at = f"in epoch {epoch} of the run. " if epoch else ""
             raise KeyboardInterrupt(at + self._last_checkpoint()) from error
@@ -103,7 +102,7 @@ class FailureReport:
     def _last_checkpoint(self) -> str:
         try:
             found, _ = newest_whole(self.checkpoint_dir, self.prefix)
-        except ValueError:  # checkpoints of several trainings
+        except ValueError:  # of several savers, none of which is this training's alone
             return f"Checkpoints are in {self.checkpoint_dir}."
         if found is None:
             return "No checkpoint has been saved yet."
