@@ -9,6 +9,8 @@ import pytest
 import torch
 from runs import options, results, torchrun, train, workflow
 
+from monai_mimmx.data import StoredImages
+from monai_mimmx.engines import PrepareAugmentedBatch
 from monai_mimmx.handlers import read_history
 from monai_mimmx.losses import MINELoss, MultiTaskCrossEntropy, distance_correlation, make_dependence
 from monai_mimmx.networks import MIMMXNet
@@ -79,6 +81,19 @@ def test_augmentation():
         torch.testing.assert_close(augment()(batch.cuda()).cpu(), augment()(batch), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16])
+def test_stored_images(dtype):
+    stored = StoredImages((torch.rand(9, 1, 32, 32) * 255).to(dtype), torch.tensor([7, 0, 7, 3]))
+    batch = {"image": stored, "label": LABELS[:4]}
+    found = []
+    for device in ("cpu", "cuda"):
+        augment = RandBatchAugment(max_shift=5, noise_std=0.1, flip_prob=0.5, dtype=torch.float32, seed=1)
+        image, label = PrepareAugmentedBatch(augment)(batch, device)
+        assert (image.device.type, label.device.type, image.dtype) == (device, device, torch.float32)
+        found.append(image.cpu())
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
 @pytest.fixture(scope="module")
 def plain(folders, tmp_path_factory):
     """Output folder and history of a training on the GPU without any switch."""
@@ -103,6 +118,17 @@ def test_switches_for_speed_give_the_same(switches, plain, folders, tmp_path):
     train("brain_age", folders, tmp_path, device="cuda", batch_size=48, **switches)
     for row, expected in zip(read_history(tmp_path / "history.jsonl"), plain[1], strict=True):
         assert row["loss_y"] == pytest.approx(expected["loss_y"], rel=0.05)
+
+
+def test_fresh_batches_in_mixed_precision_give_the_same(folders, tmp_path):
+    for fresh in (False, True):
+        given = {"device": "cuda", "batch_size": 48, "feature_batches": 0, "amp_fresh": fresh}
+        train("brain_age", folders, tmp_path / str(fresh), **given)
+    mixed, plain = (read_history(tmp_path / str(fresh) / "history.jsonl") for fresh in (True, False))
+    for row, expected in zip(mixed, plain, strict=True):
+        assert row["loss_y"] == pytest.approx(expected["loss_y"], rel=0.05)
+        assert row["mi_sex"] == pytest.approx(expected["mi_sex"], abs=0.02)
+    assert mixed[-1]["mi_sex"] != plain[-1]["mi_sex"]
 
 
 @pytest.mark.parametrize("bundle", ["brain_age", "pleural_effusion_natural"])
