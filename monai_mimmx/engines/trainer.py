@@ -66,6 +66,13 @@ def _gather(*parts: Tensor) -> tuple[Tensor, ...]:
     )
 
 
+def _laid_out_as(parameter: Tensor, slope: Tensor | None) -> Tensor | None:
+    """The slope with the parameter's order in memory, which fused optimizers take for granted, or refuse to do without."""
+    if slope is None or slope.stride() == parameter.stride():
+        return slope
+    return torch.empty_like(parameter, requires_grad=False).copy_(slope)
+
+
 def _plain(value: Any) -> Any:
     """Without MONAI's meta data, which every operation would carry on, into the checkpoints too."""
     return value.as_tensor() if isinstance(value, MetaTensor) else value
@@ -424,7 +431,7 @@ class MIMMXTrainer(SupervisedTrainer):
         if objective.requires_grad:
             slopes = torch.autograd.grad(-objective, parameters, allow_unused=True)
         for parameter, slope in zip(parameters, slopes, strict=True):
-            parameter.grad = slope
+            parameter.grad = _laid_out_as(parameter, slope)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

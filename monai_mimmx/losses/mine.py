@@ -81,7 +81,8 @@ def _partners_within(condition: Tensor, negatives: int) -> tuple[Tensor, Tensor,
     offsets = torch.randperm(len(condition) - 1, device=condition.device)[:negatives]
     place = torch.arange(len(condition), device=condition.device) - start
     shift = 1 + offsets[:, None] % (size - 1).clamp(min=1)
-    return order, order[start + (place + shift) % size], size > 1
+    # Compiled for a processor, sizes of 0 are among what fills up its registers: no division by them.
+    return order, order[start + (place + shift) % size.clamp(min=1)], size > 1
 
 
 def _bound_of_paired(joint: Tensor, product: Tensor, paired: Tensor) -> tuple[Tensor, Tensor]:
