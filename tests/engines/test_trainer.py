@@ -301,7 +301,7 @@ class Turned(nn.Module):
         self.weight = nn.Parameter(torch.arange(8.0).view(2, WIDTH) / 8)
 
     def forward(self, f_y, f_z, labels):
-        return (f_y @ self.weight.t().contiguous() - 1).square().mean(0)
+        return (f_y @ self.weight.t().contiguous()).tanh().mean(0)
 
 
 def test_a_fused_optimizer_of_the_estimator_does_what_another_does():
@@ -311,7 +311,7 @@ def test_a_fused_optimizer_of_the_estimator_does_what_another_does():
         (slope,) = torch.autograd.grad(term(torch.ones(3, WIDTH), None, None).sum(), [term.weight])
         assert slope.stride() != term.weight.stride()
         optimizer = torch.optim.Adam(term.parameters(), lr=0.1, fused=fused)
-        make_trainer(dependence=term, dependence_optimizer=optimizer).run()
+        make_trainer(dependence=term, dependence_optimizer=optimizer, lambda_mi=0.0).run()
         found.append(term.weight.detach())
     torch.testing.assert_close(*found)
 
