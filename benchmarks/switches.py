@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.epoch import make_trainer
 from benchmarks.timing import median_ratio, take_turns
 from monai_mimmx.engines import computes_in_bfloat16
@@ -42,6 +44,7 @@ def measure(quick: bool = False, device: str = "cpu") -> dict[str, list[dict[str
     if quick:
         scales, repeats, more = {"brain_age": 0.02}, 1, more | {"image_size": 32, "batch_size": 16}
     for bundle, scale in scales.items():
+        torch.compiler.reset()  # else images of two sizes are compiled for any size
         with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
             trainers = {
                 switch: make_trainer(Path(name), scale, NONE | given, bundle=bundle, **more)
