@@ -19,7 +19,14 @@ from scipy import stats
 
 from monai_mimmx.comparison.methods import VARIANTS
 from monai_mimmx.comparison.runner import failure, read_metrics, read_plan, read_run
-from monai_mimmx.evaluation.scores import FEW_POINTS, SUBSET_TITLES, followed_factors, signed_points, verdict
+from monai_mimmx.evaluation.scores import (
+    FEW_POINTS,
+    SUBSET_TITLES,
+    followed_factors,
+    signed_points,
+    subjects_of_bal,
+    verdict,
+)
 from monai_mimmx.options import WITHOUT_DEPENDENCE, WITHOUT_ESTIMATOR
 from monai_mimmx.report.html import NOT_INVERTED
 from monai_mimmx.report.page import markdown_table, markdown_text
@@ -53,7 +60,8 @@ VERDICTS = (
     "The verdict is on the mean gap: a shortcut above 5 points, over-corrected below -5; where it is within 5 points but its "
     "mean size is not, as one seed makes up for another, it differs between seeds; without a gap, a shortcut is hidden where "
     "the predictions of y on Bal follow a factor, or go against it, by more than 5 points (see the switched labels, where they "
-    "were recorded); where the mean over seeds does not, but its mean size does, it differs between seeds."
+    "were recorded); where the mean over seeds does not, but its mean size does, it differs between seeds, and so where some "
+    "seeds are within 5 points of chance on Bal and others are not."
 )
 Values = Mapping[tuple[str, ...], tuple[float, float]]
 
@@ -239,8 +247,9 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         Per method: "name", "agreement", "seeds", "failed", and "values": a path of keys such as
         `("accuracy", "inv", "y")` or `("probes", "linear", "f_y", "sex")` to `(mean, half width)`, fractions.
         `("gap_size",)` is that of the gap between Val and Inv without its sign, `("followed", factor)` that of what
-        `followed_factors` tells of a factor, `("followed_size", factor)` the same without its sign, and
-        `("drop_val_bal",)` the loss from Val to Bal where there is no Inv.
+        `followed_factors` tells of a factor, `("followed_size", factor)` the same without its sign, `("learned",)` 1 for a
+        run that scores more than 5 points above chance on Bal, else 0, and `("drop_val_bal",)` the loss from Val to Bal
+        where there is no Inv.
 
     Example:
         >>> rows = [{"name": "a", "seed": s, "agreement": None, "accuracy": {"inv": {"y": v}}} for s, v in enumerate((0.5, 0.7))]
@@ -255,17 +264,19 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for (name, agreement), members in groups.items():
         done = [row for row in members if is_finished(row)]
         leaves = [dict(_leaves({key: row.get(key) for key in (*KEPT, "seconds")})) for row in done]
+        val, bal = ("accuracy", "val", "y"), ("accuracy", "bal", "y")
         for leaf, row in zip(leaves, done, strict=True):
             if ("drop_val_inv",) in leaf:
                 leaf["gap_size",] = abs(leaf["drop_val_inv",])
-            elif {val := ("accuracy", "val", "y"), bal := ("accuracy", "bal", "y")} <= {*leaf}:
+            elif {val, bal} <= {*leaf}:
                 leaf["drop_val_bal",] = leaf[val] - leaf[bal]
             chance = (row.get("probes") or {}).get("chance") or {}
             switched = (row.get("switched_labels") or {}).get("bal", {}).get("f_y", {})
-            images = (row.get("n") or {}).get("bal")
-            followed = followed_factors(switched, chance, classes=row.get("classes"), images=images)
+            followed = followed_factors(switched, chance, classes=row.get("classes"), subjects=subjects_of_bal(row))
             for factor, share in followed.items():
                 leaf |= {("followed", factor): share, ("followed_size", factor): abs(share)}
+            if bal in leaf and "y" in chance:
+                leaf["learned",] = float(leaf[bal] >= chance["y"] + FEW_POINTS)
         paths = dict.fromkeys(path for leaf in leaves for path in leaf)
         summaries.append(
             {
@@ -281,7 +292,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def paired_differences(
     rows: Sequence[Mapping[str, Any]], reference: str, path: Sequence[str], *, size: bool = False
-) -> dict[tuple[str, float | None], tuple[float, float]]:
+) -> dict[tuple[str, float | None], tuple[float, float, int]]:
     """
     What each method scores above a reference method with the same seed and agreement.
 
@@ -295,8 +306,8 @@ def paired_differences(
         size: compare absolute values, for a signed score such as the gap.
 
     Returns:
-        (name, agreement) to mean and half the 95 % interval over seeds (NaN for one), for methods that share a seed
-        and the score with the reference.
+        (name, agreement) to mean, half the 95 % interval over seeds (NaN for one) and the number of pairs, for methods
+        that share a seed and the score with the reference.
 
     Example:
         >>> rows = [{"name": n, "seed": s, "agreement": None, "mi": v} for n, s, v in [("a", 0, 0.5), ("b", 0, 0.2), ("b", 1, 9.0)]]
@@ -317,7 +328,7 @@ def paired_differences(
         other = references.get((row.get("agreement"), row["seed"]))
         if row["name"] != reference and value is not None and other is not None:
             found.setdefault((row["name"], row.get("agreement")), []).append(value - other)
-    return {key: _interval(values) for key, values in found.items()}
+    return {key: (*_interval(values), len(values)) for key, values in found.items()}
 
 
 def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], float]]:
@@ -368,9 +379,9 @@ def make_tables(rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[s
         for summary in summarise([row for row in published if row["name"] in seen])
     ]
     both = sorted(summaries + beside, key=lambda summary: (_place(summary["name"]), summary["seeds"] is None))
-    chance = {path[0]: value for path, value in _leaves(done[0]["probes"]["chance"])}
+    chance = {task: value for summary in summaries[::-1] for task, value in _chance(summary["values"]).items()}
     tables = [
-        _summary(summaries, tasks, chance, {row["name"]: row.get("config") or {} for row in done}, inv=has_inv(done)),
+        _summary(summaries, tasks, {row["name"]: row.get("config") or {} for row in done}, inv=has_inv(done)),
         _accuracies(both, tasks, inv=has_inv(done)),
         _ranking(summaries),
         _matrix(
@@ -532,16 +543,23 @@ def _mean(values: Values, *path: str) -> float | None:
     return values[path][0] if path in values else None
 
 
-def _verdict(values: Values, chance: Mapping[str, float]) -> str:
+def _chance(values: Values) -> dict[str, float]:
+    """Per task, the accuracy of a constant guess on Bal."""
+    return {path[2]: mean for path, (mean, _) in values.items() if path[:2] == ("probes", "chance")}
+
+
+def _verdict(values: Values) -> str:
     """The verdict over seeds, whose opposite gaps, and opposite shortcuts, do not make up for each other."""
     gap, size = _mean(values, "drop_val_inv"), _mean(values, "gap_size")
     if gap is None or size is None:
         return "-"
     gap, size = round(gap, 9), round(size, 9)  # as `verdict` does
     followed = {path[1]: mean for path, (mean, _) in values.items() if path[0] == "followed"}
-    word = verdict(gap, balanced=_mean(values, "accuracy", "bal", "y"), chance=chance.get("y"), followed=followed)
+    chance = _chance(values).get("y")
+    word = verdict(gap, balanced=_mean(values, "accuracy", "bal", "y"), chance=chance, followed=followed)
     sizes = [mean for path, (mean, _) in values.items() if path[0] == "followed_size"]
     apart = size > FEW_POINTS or (word != "hidden shortcut" and max(sizes, default=0) > FEW_POINTS)
+    apart |= _mean(values, "learned") not in (None, 0.0, 1.0)
     return "differs between seeds" if abs(gap) <= FEW_POINTS and apart else word
 
 
@@ -554,7 +572,6 @@ def _lambda(config: Mapping[str, Any]) -> str:
 def _summary(
     summaries: Sequence[Mapping[str, Any]],
     tasks: Sequence[str],
-    chance: Mapping[str, float],
     configs: Mapping[str, Mapping[str, Any]],
     *,
     inv: bool,
@@ -563,14 +580,15 @@ def _summary(
     for summary in summaries:
         values = summary["values"]
         leaks = {task: _mean(values, "probes", "linear", "f_y", task) for task in tasks[1:]}
-        above = {task: value - chance[task] for task, value in leaks.items() if value is not None}
+        chance = _chance(values)
+        above = {task: value - chance[task] for task, value in leaks.items() if value is not None and task in chance}
         most = max(above, key=lambda task: above[task], default=None)
         config = configs[summary["name"]]
         weighs = config.get("method") not in (None, *WITHOUT_DEPENDENCE)
         lines.append(
             [
                 summary["title"],
-                _verdict(values, chance),
+                _verdict(values),
                 str(summary["seeds"]),
                 _number(values, "drop_val_inv" if inv else "drop_val_bal", sign=True),
                 _number(values, "gap_size"),
@@ -667,7 +685,7 @@ def _matrix(
     ]
     if not lines:
         return None
-    lines.append(["chance", *(f"{100 * chance[b]:.1f}" for _, b in pairs)])
+    lines.append(["chance", *(f"{100 * chance[b]:.1f}" if b in chance else "-" for _, b in pairs)])
     return ScoreTable(
         "switched" if path[0] == "switched_labels" else "_".join(path),
         heading,
@@ -727,22 +745,20 @@ def _differences(done: Sequence[Mapping[str, Any]]) -> ScoreTable | None:
     differences = {
         path: paired_differences(done, reference, path, size=path == ("drop_val_inv",)) for path in scores.values()
     }
-    seeds: dict[tuple[str, float | None], set[int]] = {}
-    for row in done:
-        seeds.setdefault((row["name"], row.get("agreement")), set()).add(row["seed"])
     lines = []
     for name, agreement in dict.fromkeys(key for found in differences.values() for key in found):
-        values = {path: found[name, agreement] for path, found in differences.items() if (name, agreement) in found}
+        given = {path: found[name, agreement] for path, found in differences.items() if (name, agreement) in found}
+        values = {path: (mean, half) for path, (mean, half, _) in given.items()}
         title = row_title({"name": name, "agreement": agreement})
-        pairs = len(seeds[name, agreement] & seeds[reference, agreement])
-        lines.append([title, str(pairs), *(_number(values, *path, sign=True) for path in scores.values())])
+        pairs = " to ".join(map(str, sorted({count for _, _, count in given.values()})))
+        lines.append([title, pairs, *(_number(values, *path, sign=True) for path in scores.values())])
     if not lines:
         return None
     return ScoreTable(
         "differences",
         "Paired differences",
-        f"Difference to {reference} with the same seed, in points, mean ± half the 95 % interval over seeds. Pairs: seeds that "
-        "both have.",
+        f"Difference to {reference} with the same seed, in points, mean ± half the 95 % interval over seeds. Pairs: seeds "
+        "of which both have the score.",
         ["method", "pairs", *scores],
         lines,
     )

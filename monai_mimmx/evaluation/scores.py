@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 
 from monai_mimmx.data import cell_index
@@ -103,7 +105,9 @@ def auroc(predictions: Predictions, task: int = 0) -> float | None:
     if classes == 2:
         # The logit difference ranks as the probability does, without saturating at 0 and 1.
         return float(roc_auc_score(labels, logits[:, 1] - logits[:, 0]))
-    return float(roc_auc_score(labels, predictions.probabilities(task)[used], multi_class="ovr", average="macro"))
+    # So do the log odds of each class against the others; rounded, so that the order of a sum parts no equals.
+    odds = [logits[:, k] - logsumexp(np.delete(logits, k, axis=1), axis=1) for k in range(classes)]
+    return float(np.mean([roc_auc_score(labels == k, odds[k].round(9)) for k in range(classes)]))
 
 
 def group_accuracies(predictions: Predictions, task: int = 0) -> dict[tuple[int, ...], tuple[float, int]]:
@@ -192,7 +196,7 @@ def bootstrap_interval(
     Args:
         predictions: outputs and labels.
         statistic: "accuracy", "balanced_accuracy" or "cell_balanced_accuracy", all resamples at once; or any function
-            of Predictions, called once per resample.
+            of Predictions, called once per resample. Where it is undefined, None or NaN, the resample is left out.
         task: the task that a named statistic scores.
         resamples: number of bootstrap samples, 1 or more.
         level: share of the bootstrap distribution inside the interval, in (0, 1).
@@ -202,7 +206,8 @@ def bootstrap_interval(
         Lower and upper bound.
 
     Raises:
-        ValueError: for an unknown statistic, a level outside (0, 1), fewer than 1 resample, or no rows to score.
+        ValueError: for an unknown statistic, a level outside (0, 1), fewer than 1 resample, no rows to score, or a
+            statistic that is undefined in every resample.
 
     Example:
         >>> low, high = bootstrap_interval(predictions, "accuracy", seed=1)  # doctest: +SKIP
@@ -223,7 +228,11 @@ def bootstrap_interval(
         names, subject = np.unique(predictions.subjects, return_inverse=True)
         rows_of = np.split(np.argsort(subject, kind="stable"), np.cumsum(np.bincount(subject))[:-1])
         draws = rng.integers(len(names), size=(resamples, len(names)))
-        values = np.array([statistic(predictions.take(np.concatenate([rows_of[s] for s in draw]))) for draw in draws])
+        found = [statistic(predictions.take(np.concatenate([rows_of[s] for s in draw]))) for draw in draws]
+        values = np.array(found, dtype=np.float64)  # NaN for None
+        values = values[~np.isnan(values)]
+        if not len(values):
+            raise ValueError("the statistic is undefined in every resample.")
     else:
         group = _groups(predictions, task, named[statistic])
         if not (group >= 0).any():
@@ -295,7 +304,7 @@ def gap_interval(
         Lower and upper bound, as fractions.
 
     Raises:
-        ValueError: where no row of a set has the label, or for `resamples` below 1.
+        ValueError: where no row of a set has the label, for `resamples` below 1, or a level outside (0, 1).
 
     Example:
         >>> logits, parts = [[1, 0, 1, 0]] * 40, (np.zeros((40, 2, 1)), np.ones((40, 1)), ["age", "sex"], [2, 2], range(40))
@@ -304,6 +313,8 @@ def gap_interval(
         >>> low < drop_val_inv(val, inv) == 0.75 < high
         True
     """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1); got {level}.")
     if resamples < 1:
         raise ValueError(f"resamples must be 1 or more; got {resamples}.")
     both = val.join(inv)
@@ -330,7 +341,7 @@ def score_table(predictions_by_subset: Mapping[str, Predictions]) -> dict[str, A
         - `worst_group` (of y): `{subset: {"cell", "accuracy", "n"}}`;
         - `switched_labels`: `{subset: {"f_y": {"y": ..., factor: ...}, "f_<factor>": {...}}}`;
         - `drop_val_inv`: accuracy of y on Val minus Inv, where both are given;
-        - `n`: `{subset: number of rows}`; `task_names`.
+        - `n`: `{subset: number of rows}`, and `subjects`: of subjects; `task_names`.
 
     Example:
         >>> score_table({"val": val, "inv": inv, "bal": bal})["accuracy"]["inv"]["y"]  # doctest: +SKIP
@@ -349,6 +360,7 @@ def score_table(predictions_by_subset: Mapping[str, Predictions]) -> dict[str, A
             "worst_group",
             "switched_labels",
             "n",
+            "subjects",
         )
     }
     for subset, predictions in predictions_by_subset.items():
@@ -369,6 +381,7 @@ def score_table(predictions_by_subset: Mapping[str, Predictions]) -> dict[str, A
             for key, row in zip(keys, switched_labels(predictions))
         }
         table["n"][subset] = len(predictions)
+        table["subjects"][subset] = len(np.unique(predictions.subjects))
     table["task_names"] = next(iter(predictions_by_subset.values())).task_names
     val, inv = (table["accuracy"].get(subset, {}).get("y") for subset in ("val", "inv"))
     if val is not None and inv is not None:
@@ -435,9 +448,13 @@ def verdict_on(scores: Mapping[str, Any]) -> str | None:
         return None
     gap = scores.get("drop_val_inv", val - inv)
     switched = (scores.get("switched_labels") or {}).get("bal", {}).get("f_y", {})
-    images = (scores.get("n") or {}).get("bal")
-    followed = followed_factors(switched, chance, classes=scores.get("classes"), images=images)
+    followed = followed_factors(switched, chance, classes=scores.get("classes"), subjects=subjects_of_bal(scores))
     return verdict(gap, balanced=bal, chance=chance.get("y"), followed=followed)
+
+
+def subjects_of_bal(scores: Mapping[str, Any]) -> int | None:
+    """The number of subjects of Bal; where it was not recorded, of images."""
+    return (scores.get("subjects") or scores.get("n") or {}).get("bal")
 
 
 def followed_factors(
@@ -445,7 +462,7 @@ def followed_factors(
     chance: Mapping[str, float | None],
     *,
     classes: Mapping[str, Sequence[str]] | None = None,
-    images: int | None = None,
+    subjects: int | None = None,
 ) -> dict[str, float]:
     """
     What :func:`verdict` takes of the switched labels.
@@ -454,8 +471,9 @@ def followed_factors(
         switched: per task, the share of Bal where the prediction of y is the class of that task.
         chance: per task, the accuracy of a constant guess on Bal.
         classes: per task, its classes. None: their numbers are taken to be equal where the chances are alike.
-        images: of Bal. On few of them a network whose errors have nothing to do with a factor follows it by chance: what is
-            within two standard errors of that, at most 1 / sqrt(images), counts as 0. None: nothing is.
+        subjects: of Bal. On few of them a network whose errors have nothing to do with any factor follows one by chance:
+            what is within the 95 % interval of that, over all factors (Bonferroni) and at the largest standard error,
+            1 / sqrt(4 subjects) where the images of one are all alike, counts as 0. None: nothing is.
 
     Returns:
         `switched - chance` of the factors that have as many classes as y; class indices say nothing of the others. Where
@@ -468,6 +486,8 @@ def followed_factors(
         {'sex': 0.0}
     """
     guess, followed = chance.get("y"), {}
+    factors = sum(name != "y" and share is not None for name, share in switched.items())
+    noise = NormalDist().inv_cdf(1 - 0.025 / max(factors, 1)) / math.sqrt(4 * subjects) if subjects else 0.0
     for name, share in switched.items():
         if name == "y" or share is None or guess is None:
             continue
@@ -477,7 +497,7 @@ def followed_factors(
             continue
         low, high = sorted((own, 2 * guess - own))
         found = round(share - high if share > high else min(share - low, 0.0), 9)  # 0.55 - 0.5 is more than 0.05
-        followed[name] = found if not images or abs(found) > 1 / math.sqrt(images) else 0.0
+        followed[name] = found if abs(found) > noise else 0.0
     return followed
 
 

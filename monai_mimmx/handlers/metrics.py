@@ -123,10 +123,11 @@ class RobustAccuracy(CellBalancedAccuracy):
     With A_i(y, z) the accuracy of the primary task in the cell (y, z_i) and P_i(y, z) its share of the data, the drop
     from here to data with inverted correlations is estimated as
 
-        drop = 2 * sum_i sum_yz (P_i(y, z) - P_i(y) P_i(z)) A_i(y, z),
+        drop = sum_i K_i / (K_i - 1) sum_yz (P_i(y, z) - P_i(y) P_i(z)) A_i(y, z)
 
-    which uses the cells of one factor at a time and is far less noisy than the rare cells of all factors; in a cell
-    without samples A_i(y, z) is taken to be that of the class y. The value is accuracy - drop_weight * max(drop, 0): a
+    for factors of K_i classes, since what exceeds independence here falls short of it there by 1 / (K_i - 1) (see
+    :class:`~monai_mimmx.data.CorrelatedSplit`). It uses the cells of one factor at a time and is far less noisy than the
+    rare cells of all factors; in a cell without samples A_i(y, z) is taken to be that of the class y. The value is accuracy - drop_weight * max(drop, 0): a
     shortcut lowers it by its drop, an over-correction by the accuracy it costs here. It needs no inverted or balanced
     data.
 
@@ -172,5 +173,6 @@ class RobustAccuracy(CellBalancedAccuracy):
             of_class = hits.sum(1, keepdim=True) / share.sum(1, keepdim=True).clamp(min=1e-12)
             rate = torch.where(share > 0, hits / share.clamp(min=1e-12), of_class)
             excess = share - share.sum(1, keepdim=True) * share.sum(0, keepdim=True)
-            drop += 2.0 * float((excess * rate).sum())
+            classes = self.num_classes[factor]
+            drop += classes / max(classes - 1, 1) * float((excess * rate).sum())
         return max(0.0, float(correct.sum()) / count - self.drop_weight * max(drop, 0.0))

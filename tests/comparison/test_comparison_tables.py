@@ -87,6 +87,28 @@ def test_opposite_hidden_shortcuts_of_seeds_do_not_cancel_to_balanced():
     assert glance(follows("a", 0.62)).lines[0][1] == glance(follows("a", 0.39)).lines[0][1] == "hidden shortcut"
 
 
+def test_a_seed_that_learns_does_not_make_up_for_those_that_do_not():
+    def learns(name, *values):
+        return [
+            row(name, n, value, accuracy=dict.fromkeys(("val", "inv", "bal"), {"y": value}), drop_val_inv=0.0)
+            for n, value in enumerate(values)
+        ]
+
+    rows = [*learns("a", 0.9, 0.5, 0.5), *learns("b", 0.9, 0.8, 0.7), *learns("c", 0.5, 0.51, 0.52)]
+    verdicts = {line[0]: line[1] for line in glance(rows).lines}
+    assert verdicts == {"a": "differs between seeds", "b": "balanced", "c": "at chance (not learned)"}
+
+
+def test_the_leak_is_above_the_chance_of_its_own_run():
+    def read(name, chance):
+        probes = {"linear": {"f_y": {"sex": 0.6}}, "chance": {"y": 0.5, "sex": chance}}
+        return row(name, 0, 0.9, probes=probes)
+
+    table = glance([read("a", 0.5), read("b", 0.7)])
+    leak = table.header.index("leak into f_y")
+    assert [line[leak] for line in table.lines] == ["sex +10.0", "sex -10.0"]
+
+
 def test_what_is_followed_is_judged_as_in_a_run():
     switched = {"switched_labels": {"bal": {"f_y": {"y": 0.8, "sex": 0.56}}}}
     words = [
@@ -126,8 +148,10 @@ def test_a_failed_run_of_two_names_is_told_once():
 def test_differences_are_paired_by_seed():
     rows = [row("rebalance", seed, inv) for seed, inv in enumerate((0.60, 0.70, 0.80))]
     rows += [row("mimmx", seed, inv) for seed, inv in enumerate((0.62, 0.73, 0.84))] + [row("mimmx", 7, 0.1)]
-    mean, half = paired_differences(rows, "rebalance", ("accuracy", "inv", "y"))["mimmx", None]
-    assert mean == pytest.approx(0.03) and half == pytest.approx(4.302653 * 0.01 / math.sqrt(3), rel=1e-6)
+    mean, half, pairs = paired_differences(rows, "rebalance", ("accuracy", "inv", "y"))["mimmx", None]
+    assert (
+        pairs == 3 and mean == pytest.approx(0.03) and half == pytest.approx(4.302653 * 0.01 / math.sqrt(3), rel=1e-6)
+    )
     over = [row("rebalance", 0, 0.95), row("mimmx", 0, 0.87)]  # gaps -0.05 and +0.03
     assert paired_differences(over, "rebalance", ("drop_val_inv",), size=True)["mimmx", None][0] == pytest.approx(-0.02)
     assert "Difference to rebalance with the same seed" in format_tables(rows)

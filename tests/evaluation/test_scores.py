@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import time
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,35 @@ def test_bootstrap_draws_subjects_not_rows():
     np.testing.assert_allclose(subjects, single, atol=0.03)
 
 
+def test_auroc_of_several_classes_neither_saturates_nor_parts_equals():
+    rng = np.random.default_rng(0)
+    for scale in (1, 60, 2000):
+        logits, labels = scale * rng.integers(-3, 4, (60, 4)), rng.integers(4, size=(60, 1))
+        areas = []
+        for k in range(4):
+            rest = np.delete(logits, k, axis=1).tolist()
+            odds = [
+                Decimal(a) - sum(Decimal(v).exp() for v in sorted(b)).ln() for a, b in zip(logits[:, k].tolist(), rest)
+            ]
+            of, others = (
+                [x for x, y in zip(odds, labels[:, 0].tolist()) if (y == k) is wanted] for wanted in (True, False)
+            )
+            areas.append(np.mean([1.0 if x > y else 0.5 if x == y else 0.0 for x in of for y in others]))
+        found = Predictions(logits, labels, np.zeros((60, 1, 1)), np.ones((60, 0)), ["y"], [4], range(60))
+        assert auroc(found) == pytest.approx(np.mean(areas), abs=1e-12)
+
+
+def test_resamples_in_which_a_statistic_is_undefined_are_left_out():
+    rng = np.random.default_rng(0)
+    labels = np.array([[0, 0]] * 27 + [[1, 1]] * 3)
+    few = from_classes(labels, labels)
+    few.logits[:] = rng.normal(size=few.logits.shape)
+    low, high = bootstrap_interval(few, auroc, resamples=200)  # without a positive in 1 of 24
+    assert 0 <= low < auroc(few) < high <= 1
+    with pytest.raises(ValueError, match="undefined in every resample"):
+        bootstrap_interval(few, lambda _: float("nan"), resamples=3)
+
+
 def test_interval_of_the_gap_agrees_with_the_plain_loop():
     val, inv = at_random(seed=0), at_random(seed=1)  # of the same 60 subjects
     rng = np.random.default_rng(5)
@@ -325,6 +355,19 @@ def test_on_few_images_chance_is_no_hidden_shortcut():
         share = float((said == sex).mean())
         words.append(verdict_on(scores(160) | {"switched_labels": {"bal": {"f_y": {"y": 0.75, "sex": share}}}}))
     assert words.count("balanced") >= 180
+
+
+def test_images_of_one_subject_are_no_evidence_of_their_own():
+    accuracy = dict.fromkeys(("val", "inv", "bal"), {"y": 0.75})
+    chance, switched = {"bal": {"y": 0.5, "sex": 0.5}}, {"bal": {"f_y": {"y": 0.75, "sex": 0.58}}}
+    scores = {"accuracy": accuracy, "chance": chance, "switched_labels": switched, "n": {"bal": 800}}
+    assert verdict_on(scores) == verdict_on(scores | {"subjects": {"bal": 800}}) == "hidden shortcut"
+    assert verdict_on(scores | {"subjects": {"bal": 100}}) == "balanced"
+    # Of many factors one is followed by chance sooner.
+    many = {"bal": {"f_y": {"y": 0.75, "sex": 0.58, "site": 0.5, "age": 0.5, "coil": 0.5}}}
+    more = {"switched_labels": many, "chance": {"bal": dict.fromkeys(many["bal"]["f_y"], 0.5)}}
+    assert verdict_on(scores | {"subjects": {"bal": 170}}) == "hidden shortcut"
+    assert verdict_on(scores | more | {"subjects": {"bal": 170}}) == "balanced"
 
 
 def test_verdict_knows_a_network_that_guesses():

@@ -82,6 +82,20 @@ class TestRobustAccuracy:
         metric.update((torch.nn.functional.one_hot(labels[:, 1], 6).float(), labels))
         assert metric.compute() == pytest.approx(0.1, abs=1e-9)  # 0.9 here, 0.1 where z1 is inverted
 
+    @pytest.mark.parametrize("classes", [2, 3, 4])
+    def test_the_value_is_the_accuracy_on_the_inverted_subset(self, classes):
+        # 900 of each class of y, z = y in 9 of 10; all is right there, and 6 of 10 elsewhere.
+        others = classes - 1
+        cells = {(y, z): 810 if y == z else 90 // others for y in range(classes) for z in range(classes)}
+        labels = torch.tensor([cell for cell, count in cells.items() for _ in range(count)])
+        order = torch.cat([torch.arange(count) / count for count in cells.values()])
+        right = (labels[:, 0] == labels[:, 1]) | (order < 0.6)
+        predicted = torch.where(right, labels[:, 0], (labels[:, 0] + 1) % classes)
+        metric = RobustAccuracy((classes, classes))
+        metric.update((torch.nn.functional.one_hot(predicted, 2 * classes).float(), labels))
+        agreement = 0.1 / others  # of Inv
+        assert metric.compute() == pytest.approx(agreement + (1 - agreement) * 0.6, abs=1e-6)
+
     def test_drop_weight(self):
         # Where z agrees with y (80 of 100) all is right, elsewhere half.
         labels = torch.tensor([(0, 0), (1, 1)] * 40 + [(0, 1), (1, 0)] * 10)
