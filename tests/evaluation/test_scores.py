@@ -200,7 +200,8 @@ def test_auroc_of_several_classes_neither_saturates_nor_parts_equals():
         for k in range(4):
             rest = np.delete(logits, k, axis=1).tolist()
             odds = [
-                Decimal(a) - sum(Decimal(v).exp() for v in sorted(b)).ln() for a, b in zip(logits[:, k].tolist(), rest)
+                round(Decimal(a) - sum(Decimal(v).exp() for v in b).ln(), 9)
+                for a, b in zip(logits[:, k].tolist(), rest)
             ]
             of, others = (
                 [x for x, y in zip(odds, labels[:, 0].tolist()) if (y == k) is wanted] for wanted in (True, False)
