@@ -163,8 +163,9 @@ class CorrelatedSplit:
 
     y is uniform over its classes; given y the induced factors are independent, with P(z_i = y) = `agreement` and the
     other classes sharing the rest. `inverted` has it the other way round: y's own class is as frequent as each other
-    class is in `correlated`, and those share the rest. The composition is exact up to rounding, within each class of y:
-    by largest remainder, or, in `balanced`, so that the classes of each factor take turns.
+    class is in `correlated`, and those share the rest. Each combination of classes is within a row of its share: rounded
+    by largest remainder within each class of y, or, in `balanced`, so that the classes of each factor take turns. The
+    agreement of one of many factors can so be off by several rows.
     A factor with agreement "natural" is not looked at in `correlated` and `inverted`: it keeps the distribution that it
     has in the table given y and the induced factors. `balanced` makes all factors, natural ones too, uniform and
     independent of y. Rows that miss a factor (-1) which is being induced are never drawn.
@@ -237,15 +238,18 @@ class CorrelatedSplit:
         """Rows in which all factors are uniform and independent of y; arguments as in `correlated`."""
         return self._draw(labels, "balanced", size)
 
-    def max_size(self, labels: np.ndarray, kind: str, *, overlook_empty: bool = False) -> int:
+    def max_size(self, labels: np.ndarray, kind: str, *, overlook_empty: bool = False, cap: int | None = None) -> int:
         """The largest subset of a kind ("correlated", "inverted" or "balanced") that the table allows.
+
+        Some smaller ones it may not: rounding can give a rare cell a row more in a smaller subset.
 
         Args:
             labels: see `correlated`.
             kind: of the subset.
             overlook_empty: as if combinations of classes that the table lacks were not needed.
+            cap: the largest of those up to this size; None: of all.
         """
-        return self._plan(labels, kind, overlook_empty)[2]
+        return self._plan(labels, kind, overlook_empty, cap)[2]
 
     def empty_cell(self, labels: np.ndarray, kind: str) -> str | None:
         """The first combination of classes that a subset of this kind needs and the table lacks; None where it has all."""
@@ -262,10 +266,11 @@ class CorrelatedSplit:
         needed = compose(size)
         there = np.bincount(cells[cells >= 0], minlength=len(needed))
         if (needed > there).any():
-            most = int(np.argmax(needed - there))
+            most, below = int(np.argmax(needed - there)), self.max_size(labels, kind, cap=size)
+            most_possible = f"{largest}" + (f", and up to {size} it is {below}" if below < largest else "")
             raise ValueError(
                 f"{_article(kind)} subset of {size} rows needs {needed[most]} rows with {describe(most)}, but the table has "
-                f"{there[most]}; the largest size possible is {largest}"
+                f"{there[most]}; the largest size possible is {most_possible}"
             )
         if (cell := self.empty_cell(labels, kind)) is not None:
             subset = f"the {kind} subset {name!r}" if name else f"{_article(kind)} subset"
@@ -282,7 +287,7 @@ class CorrelatedSplit:
         return self._agreement * factors if self._single else self._agreement
 
     def _plan(
-        self, labels: np.ndarray, kind: str, overlook_empty: bool = False
+        self, labels: np.ndarray, kind: str, overlook_empty: bool = False, cap: int | None = None
     ) -> tuple[np.ndarray, Callable[[int], np.ndarray], int, Callable[[int], str]]:
         """Cell of each row (-1: never drawn), rows per cell as a function of the size, the largest size, cell names."""
         labels = np.asarray(labels)
@@ -337,7 +342,7 @@ class CorrelatedSplit:
         populated = (conditional > 0) & ((there > 0) | (not overlook_empty))
         with np.errstate(over="ignore"):  # of a share next to nothing
             bound = np.floor((there[populated] + 1) / conditional[populated]).min(initial=np.inf) + 1
-        size = int(min(num_classes[0] * bound, (cells >= 0).sum()))
+        size = int(min(num_classes[0] * bound, (cells >= 0).sum(), *([] if cap is None else [cap])))
         while size > 0 and ((compose(size) > there.ravel()) & populated.ravel()).any():
             size -= 1
         return cells, compose, size, describe
@@ -461,9 +466,9 @@ def make_subsets(
             continue
         labels = _labels_of(rows, tasks)
         cap = sizes.get(name)
-        largest = split.max_size(labels, kind)
+        largest = split.max_size(labels, kind, cap=cap)
         try:
-            picked = split._draw(labels, kind, None if cap is None or not largest else min(cap, largest), name)
+            picked = split._draw(labels, kind, None if cap is None or not largest else largest, name)
         except ValueError as error:
             problems.append(ValueError(f"subset {name!r} (partition {part!r}, {len(rows)} rows): {error}"))
             continue

@@ -222,18 +222,17 @@ class ExperimentEvaluation:
         self.logger.info(f"the run in {self.output_dir} is finished: nothing is left to resume.")
         return True
 
-    def discard(self, model: str | os.PathLike[str] | None = None) -> None:
+    def discard(self, *models: str | os.PathLike[str] | None) -> None:
         """
         Remove what an earlier run left, so that a new one that stops early does not look whole.
 
         Args:
-            model: the earlier model's file, where the new run does not go on from it.
+            models: files of the earlier models, where the new run does not go on from them.
         """
         names = ("metrics.json", "report.html", "model_card.md", *(f"{name}.png" for name in PICTURES))
-        for path in (*map(self.output_dir.joinpath, names), *self.output_dir.glob("predictions_*.npz")):
+        written = (*map(self.output_dir.joinpath, names), *self.output_dir.glob("predictions_*.npz"))
+        for path in (*written, *(Path(model) for model in models if model is not None)):
             path.unlink(missing_ok=True)
-        if model is not None:
-            Path(model).unlink(missing_ok=True)
 
     def _predict(self, name: str) -> Predictions:
         data = self.data[name]

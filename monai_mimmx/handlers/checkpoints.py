@@ -275,6 +275,7 @@ class TrainingIdentity:
             labels, in their order, wherever the images lie.
         task_names: the columns of the labels.
         free: where it runs and where it writes, for how long, and what only a second part follows, which is run anew.
+            Whether there is one (``refine_epochs`` above 0) is not free: the first part's best model is kept for it.
 
     Raises:
         ValueError: when it loads the state of another training, with everything that differs.
@@ -301,6 +302,7 @@ class TrainingIdentity:
         self._state = {
             "settings": json.loads(json.dumps(compared)),
             "tasks": tasks,
+            "second_part": bool(settings.get("refine_epochs")),
             "subsets": {name: subset_digest(subsets[name], tasks) for name in ("train", "select") if name in subsets},
         }
 
@@ -319,6 +321,8 @@ class TrainingIdentity:
         ]
         if changed:
             differ.append(f"other settings: {'; '.join(changed)}")
+        if other.get("second_part", own["second_part"]) != own["second_part"]:
+            differ.append("a second part, refine_epochs above 0" if other["second_part"] else "refine_epochs 0")
         if other["tasks"] != own["tasks"]:
             differ.append(f"other tasks: tasks were {', '.join(other['tasks'])} and are {', '.join(own['tasks'])}")
         else:

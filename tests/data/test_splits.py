@@ -40,6 +40,20 @@ def two_tasks(factors=2):
     )
 
 
+def test_a_smaller_subset_can_need_more_of_a_rare_cell():
+    labels = np.repeat(uniform_labels(1), [15, 5, 25, 1, 7, 7, 16, 11], axis=0)
+    split = CorrelatedSplit([0.5, 0.8], num_classes=(2, 2, 2))
+    assert split.max_size(labels, "correlated") == len(split.correlated(labels, 34)) == 34
+    with pytest.raises(ValueError, match="the largest size possible is 34, and up to 32 it is 30"):
+        split.correlated(labels, 32)
+    assert split.max_size(labels, "correlated", cap=32) == len(split.correlated(labels, 30)) == 30
+    frame = pd.DataFrame(np.tile(labels, (3, 1)), columns=["sick", "sex", "site"])
+    frame = frame.assign(split=np.repeat(["train", "val", "test"], len(labels)), subject=range(len(frame)))
+    frame = frame.assign(image=[f"{row}.png" for row in range(len(frame))])
+    subsets = make_subsets(frame, two_tasks(), agreement=[0.5, 0.8], sizes={"train": 32})
+    assert len(subsets["train"]) == 30
+
+
 def cohort(seed=0, subjects=600, images=3):
     rng = np.random.default_rng(seed)
     count = subjects * images

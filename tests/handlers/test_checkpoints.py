@@ -266,6 +266,19 @@ def test_another_training_is_refused_with_what_differs(settings, change, message
     assert "without --resume" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "message"), [(2, 0, "a second part, refine_epochs above 0"), (0, 2, "refine_epochs 0")]
+)
+def test_whether_there_is_a_second_part_stays(before, after, message):
+    stored = TrainingIdentity({"refine_epochs": before}, study(), ["sick", "sex"]).state_dict()
+    with pytest.raises(ValueError, match=f"is of a training with {message}. Go on with what it had"):
+        TrainingIdentity({"refine_epochs": after}, study(), ["sick", "sex"]).load_state_dict(stored)
+    more = TrainingIdentity({"refine_epochs": 3 * before}, study(), ["sick", "sex"])
+    more.load_state_dict(stored)
+    del stored["second_part"]  # of an earlier version
+    TrainingIdentity({"refine_epochs": after}, study(), ["sick", "sex"]).load_state_dict(stored)
+
+
 def test_other_tasks_are_another_training():
     stored = TrainingIdentity({}, study(), ["sick", "sex"]).state_dict()
     with pytest.raises(ValueError, match="tasks were sick, sex and are sick"):
