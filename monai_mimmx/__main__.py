@@ -152,7 +152,7 @@ def _bundle_options(words: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"expected --key after --, got {key!r}")
         try:
             options[key[2:]] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):
             options[key[2:]] = {"true": True, "false": False, "null": None}.get(value, value)
     return options
 
@@ -163,7 +163,7 @@ def _published(output_dir: str | Path, docs: str | Path | None) -> list[dict[str
     folders = [folder for path in named for folder in (path, path.resolve().parent)]
     folders += [Path(read_run(path).get("bundle", "")) / "docs" for path in recorded_runs(output_dir)[:1]]
     found = [folder / "published.json" for folder in folders if (folder / "published.json").is_file()]
-    return read_published(found[0]) if found and _has_own_tasks(found[0].parents[1], output_dir) else []
+    return read_published(found[0]) if found and _has_own_tasks(found[0].resolve().parents[1], output_dir) else []
 
 
 def _has_own_tasks(bundle: Path, output_dir: str | Path) -> bool:

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import torch
 from monai.bundle import ConfigParser
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from monai_mimmx.audit.attributes import audit_attributes
@@ -295,6 +297,7 @@ def audit_classifier(
     for name, values in rare.items():
         if "rare" in found["attributes"][name]:
             found["attributes"][name]["rare"] = values + found["attributes"][name]["rare"]
+    found |= _likelier_order(logits, frame[tasks[0].name].to_numpy(), tasks[0].class_names)
     found |= {"left_out": left_out, "excluded": frame.attrs["excluded"], "label": tasks[0].name}
     found["by_subject"] = subjects != image_column
     write_json(Path(output_dir) / "audit.json", found)
@@ -315,7 +318,8 @@ def _write_page(folder: str | os.PathLike[str], found: Mapping[str, Any], *, tit
         "gap is only a part of what there may be); above 5 a shortcut, below -5 an over-correction, if the network was "
         "trained on data with the association of "
         "these images. Read from predictions and features: what a probe makes of them in images of equal label; chance "
-        f"in brackets. Intervals of 95 %, {by}: of many attributes that are not there, one in ten or so will seem to be.",
+        f"in brackets. Intervals of 95 %, {by}: of the probes as they were fitted: of many attributes that are not there, "
+        "one in six or so will seem to be.",
     )
     body += html_table(
         [
@@ -390,7 +394,26 @@ def audit_summary(found: Mapping[str, Any]) -> str:
     """What `audit_classifier` found of the label itself, in one line."""
     shares = {"accuracy": found["accuracy"], "balanced accuracy": found["balanced_accuracy"], "AUROC": found["auroc"]}
     told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items() if share is not None)
-    return f"{found['label']}: {told}, {found['n']} images"
+    line = f"{found['label']} ({', '.join(found['classes'])}): {told}, {found['n']} images"
+    if "likelier" in found:
+        likelier = found["likelier"]
+        line += (
+            f". If the outputs are in the order {', '.join(likelier['order'])}, the accuracy is "
+            f"{100 * likelier['accuracy']:.1f} %: then give the label as a rule, with its classes in that order"
+        )
+    return line
+
+
+def _likelier_order(logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """The classes in the order of the outputs; and another order, where by that the network is right far more often."""
+    counts = confusion_matrix(labels, logits.argmax(1), labels=range(len(names)))
+    classes, outputs = linear_sum_assignment(-counts)
+    right, best = np.trace(counts) / counts.sum(), counts[classes, outputs].sum() / counts.sum()
+    found: dict[str, Any] = {"classes": list(names)}
+    if best - right > 0.2:
+        order = [names[i] for i in classes[np.argsort(outputs)]]
+        found["likelier"] = {"order": order, "accuracy": float(best)}
+    return found
 
 
 def _with_interval(estimate: Mapping[str, Any], *, sign: bool = False) -> str:

@@ -190,7 +190,8 @@ def plan_runs(
             )
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"expected one or more different seeds, got {list(seeds)}")
-    if clash := sorted({"seed", "output_dir", "bundle_root"} & set(options or {})):
+    own = {"seed", "output_dir", "bundle_root", "ckpt_dir", "ckpt"}
+    if clash := sorted(own & set(options or {})):
         raise ValueError(f"the comparison sets {', '.join(clash)} itself: leave it out of the bundle's options")
     if agreements and "agreement" in (options or {}):
         raise ValueError("agreement is given both as a sweep and as an option of the bundle")
@@ -230,13 +231,20 @@ def plan_runs(
     return runs
 
 
+def run_title(name: str, agreement: float | None) -> str:
+    """What a method's runs are called, in a sweep with their agreement."""
+    return name if agreement is None else f"{name} @ {agreement:g}"
+
+
 def _read_configs(files: Sequence[Path]) -> dict[str, Any]:
     """What config files say together; a ValueError names the one that cannot be read."""
     for file in files:
         try:
-            ConfigParser.load_config_file(str(file))
+            content = ConfigParser.load_config_file(str(file))
         except ValueError as error:
             raise ValueError(f"the config {file} cannot be read: {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"the config {file} must hold options by name, {{...}}, got a {type(content).__name__}")
     return ConfigParser.load_config_files([str(file) for file in files])
 
 
@@ -318,7 +326,7 @@ def execute_runs(
                 continue
             run, (outcome, line) = futures[future], future.result()
             counts[outcome] += 1
-            report(f"{run.name} seed {run.seed}: {line}")
+            report(f"{run_title(run.name, run.agreement)} seed {run.seed}: {line}")
             bar.update()
             if outcome == "failed" and not (run.folder / "history.jsonl").exists():
                 early.append(_read_failure(run))

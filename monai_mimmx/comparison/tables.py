@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from monai_mimmx.comparison.methods import VARIANTS
-from monai_mimmx.comparison.runner import failure, read_metrics, read_plan, read_run
+from monai_mimmx.comparison.runner import failure, read_metrics, read_plan, read_run, run_title
 from monai_mimmx.evaluation.scores import (
     FEW_POINTS,
     SUBSET_TITLES,
@@ -535,8 +535,7 @@ def _size(row: Mapping[str, Any]) -> str:
 
 def row_title(row: Mapping[str, Any]) -> str:
     """What a row, or the summary of several, is called: its method and, in a sweep, the agreement."""
-    name, agreement = row["name"], row.get("agreement")
-    return name if agreement is None else f"{name} @ {agreement:g}"
+    return run_title(row["name"], row.get("agreement"))
 
 
 def _mean(values: Values, *path: str) -> float | None:

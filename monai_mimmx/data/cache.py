@@ -15,6 +15,7 @@ import mmap
 import multiprocessing
 import os
 import shutil
+import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -152,7 +153,7 @@ def _fill_all(job: dict[str, Any], num_workers: int, progress: bool) -> list[tup
         )
         results: Iterator[tuple[int, list[tuple[int, str]]]]
         pool = None
-        if num_workers > 1 and len(chunks) > 1 and "fork" in multiprocessing.get_all_start_methods():
+        if num_workers > 1 and len(chunks) > 1 and sys.platform == "linux":  # elsewhere fork is missing or unsafe
             context = multiprocessing.get_context("fork")
             pool = ProcessPoolExecutor(
                 min(num_workers, len(chunks)), mp_context=context, initializer=_start_worker, initargs=(job,)
@@ -226,9 +227,8 @@ def cached_file(
     try:
         key = _cache_key(_identities(sorted(images), lambda index: f"image {index}"), transform_key, dtype)
         file = Path(cache_dir) / f"{key}.npy"
-        if file.is_file() and _is_alike(
-            np.load(file, mmap_mode="r")[0], load_image(min(images), transform, dtype, None)
-        ):
+        stored = _stored(file)
+        if stored is not None and _is_alike(stored[0], load_image(min(images), transform, dtype, None)):
             return file
     except ValueError:  # of a file that cannot be opened
         pass
@@ -314,7 +314,8 @@ def _take_over(
             known = json.loads(index.read_text(encoding="utf-8"))
             if known["about"] != about:
                 continue
-            stored = np.load(array, mmap_mode="r")
+            if (stored := _stored(array)) is None:
+                continue
             ready = np.ones(len(stored), np.uint8) if flags is None else np.fromfile(flags, np.uint8)
             rows = [
                 (row, missing[identity])
@@ -387,17 +388,19 @@ def _build(
     folder = Path(cache_dir)
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{key}.npy"
-    if target.exists():
+    if (stored := _stored(target)) is not None:
         try:
             first = load_image(paths[0], transform, dtype, None)
         except ValueError as error:
             raise ValueError(f"{describe(0)}: {paths[0]}: {error}") from error.__cause__
-        if not _is_alike(np.load(target, mmap_mode="r")[0], first):  # the transform changed and transform_key did not
+        if not _is_alike(stored[0], first):  # the transform changed and transform_key did not
             target = folder / f"{key[:32]}{hashlib.sha256(first.tobytes()).hexdigest()[:32]}.npy"
-            key = target.stem
-    if not target.exists():
+            key, stored = target.stem, _stored(target)
+    if stored is None:
+        if target.exists():
+            logging.getLogger("monai_mimmx").warning(f"the image cache {target} is damaged: it is made again")
         with locked(folder / f".{key}.lock", wait=True) as lock:  # without locks each process builds its own
-            if not target.exists():  # built while this process waited for the lock
+            if (stored := _stored(target)) is None:  # not built while this process waited for the lock
                 part, about = _Unfinished(folder, key, uuid.uuid4().hex), [transform_key, dtype]
 
                 def allocate(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -432,7 +435,16 @@ def _build(
                 part.done.unlink()
                 if lock != -1:
                     _remove_unfinished(folder, key)
-    return np.load(target, mmap_mode="r")
+                stored = np.load(target, mmap_mode="r")
+    return stored
+
+
+def _stored(target: Path) -> np.ndarray | None:
+    """The images of a cache file; None where it is not there, or is damaged, as by a copy that ended early."""
+    try:
+        return np.load(target, mmap_mode="r")  # type: ignore[no-any-return]
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
 
 
 def available_memory() -> int | None:

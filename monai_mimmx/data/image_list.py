@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from monai_mimmx.errors import first_line, first_three, root_cause
 __all__ = ["ImageFileDataset", "list_images"]
 
 SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg", ".dcm", ".mha", ".nrrd", ".tif", ".tiff", ".bmp")
+BY_ITK = (".mha", ".nrrd")
+"""Those of :data:`SUFFIXES` that only a library beyond this package's own reads."""
 
 
 def list_images(
@@ -46,7 +49,7 @@ def list_images(
     if isinstance(images, str | os.PathLike):
         images = [images]
     if images is not None:
-        paths = [Path(image) for image in images]
+        paths = [Path(image).expanduser() for image in images]
         if not paths:
             raise ValueError("images is an empty list: name the images to predict, or a folder by dataset_dir alone.")
         missing = [str(path) for path in paths if not path.exists()]
@@ -55,7 +58,7 @@ def list_images(
     elif folder is None:
         raise ValueError("name the images to predict: a folder by dataset_dir, or a list by images.")
     else:
-        root = Path(folder)
+        root = Path(folder).expanduser()
         if not root.is_dir():
             raise FileNotFoundError(f"there is no folder {root}; name the folder with the images by dataset_dir.")
         files = sorted(path for path in root.rglob("*") if path.is_file())
@@ -97,5 +100,7 @@ class ImageFileDataset(Dataset):
             item["image"] = convert_to_tensor(item["image"], track_meta=False)
         except Exception as error:
             cause = first_line(root_cause(error))
+            if file.lower().endswith(BY_ITK) and not find_spec("itk"):
+                cause = f"{Path(file).suffix} images need ITK: pip install itk"
             raise RuntimeError(cause if file in cause else f"{file}: {cause}") from error
         return item

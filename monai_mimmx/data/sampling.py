@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
@@ -19,6 +20,18 @@ from monai_mimmx.options import require_options
 __all__ = ["make_sampler"]
 
 logger = logging.getLogger(__name__)
+
+
+class _FreshOrders(DistributedSampler):
+    """One process's part of the rows, dealt anew each epoch; each iteration in an order of its own, as on one process."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.rank)
+
+    def __iter__(self) -> Iterator[int]:
+        rows = list(super().__iter__())
+        return (rows[i] for i in torch.randperm(len(rows), generator=self._generator).tolist())
 
 
 def make_sampler(
@@ -56,7 +69,7 @@ def make_sampler(
     generator = torch.Generator().manual_seed(seed + 1_000_003 * idist.get_rank())
     if sampling == "correlated":
         if processes > 1:
-            return DistributedSampler(labels, shuffle=True, seed=seed)  # type: ignore[arg-type]
+            return _FreshOrders(labels, shuffle=True, seed=seed)
         # Not RandomSampler, which draws once more when an epoch has ended: a resumed training would miss that draw.
         return SubsetRandomSampler(range(len(labels)), generator=generator)
     weights = balanced_weights(labels, num_classes, task_names=task_names)

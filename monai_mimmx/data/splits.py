@@ -144,8 +144,8 @@ def balanced_weights(
         empty = [_cell_name(int(cell), num_classes, names) for cell in np.flatnonzero(counts == 0)]
         raise ValueError(
             f"balanced sampling needs rows in every cell, but {len(empty)} of {len(counts)} have none: "
-            f"{', '.join(empty[:4])}{', ...' if len(empty) > 4 else ''}: use correlated sampling, "
-            "a lower agreement, or more rows to train on"
+            f"{', '.join(empty[:4])}{', ...' if len(empty) > 4 else ''}: use sampling 'correlated', group "
+            "classes, or add such rows"
         )
     return np.where(cells >= 0, 1.0 / (counts[cells] * len(counts)), 0.0)
 
@@ -271,6 +271,7 @@ class CorrelatedSplit:
             raise ValueError(
                 f"{_article(kind)} subset of {size} rows needs {needed[most]} rows with {describe(most)}, but the table has "
                 f"{there[most]}; the largest size possible is {most_possible}"
+                + (": add such rows, group classes or leave a task out" if not largest else "")
             )
         if (cell := self.empty_cell(labels, kind)) is not None:
             subset = f"the {kind} subset {name!r}" if name else f"{_article(kind)} subset"
@@ -362,7 +363,7 @@ def _too_small(
         few = f"it has {size} row(s), fewer than {primary!r} has classes"
         if size == cap or cell is None:
             return f"{few}: raise its number in subset_sizes to {classes} or more"
-        return f"{few}, since there are none with {cell}"
+        return f"{few}, since there are none with {cell}: add such rows, group classes or leave a task out"
     # Rounding lets a subset do without a cell, as long as it is so small that the cell's share is below half a row.
     if (
         cell is None

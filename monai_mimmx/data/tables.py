@@ -345,7 +345,7 @@ def read_columns(
     for name in frame.columns:
         frame[name] = map_distinct(frame[name], _stripped)
     if (blank := frame.iloc[:, 0].isna()).any():  # only these can be blank in every column
-        blank[blank] = frame[blank].isna().all(axis=1)
+        blank.loc[blank] = frame[blank].isna().all(axis=1)
         frame = frame[~blank]
     if frame.empty:
         problems.append(ValueError(f"{path} is empty: it has a header and no rows"))
@@ -419,7 +419,14 @@ def classify(values: pd.Series, task: Task, path: Path) -> tuple[np.ndarray, dic
         }
     row_counts = np.bincount(codes[uncovered], minlength=len(texts))
     listed_codes = [int(code) for code in np.argsort(-row_counts, kind="stable")[:_MAX_LISTED] if row_counts[code]]
-    reasons = {f"{task.name}={texts[code]!r} matches no rule": codes == code for code in listed_codes}
+    by_lower = {key.lower(): key for key in class_of_key}
+
+    def reason(code: int) -> str:
+        alike = by_lower.get(keys[code].lower())
+        told = "" if alike is None else f" ({alike!r} does, with other capitals)"
+        return f"{task.name}={texts[code]!r} matches no rule{told}"
+
+    reasons = {reason(code): codes == code for code in listed_codes}
     others = uncovered & ~np.isin(codes, listed_codes)
     if others.any():
         reasons[f"{task.name} matches no rule (other values)"] = others
@@ -446,6 +453,18 @@ def _missing(images: Sequence[str]) -> list[str]:
     return missing
 
 
+def _why_missing(image: str, written: str) -> str:
+    """The likeliest reason why there is no such image file; empty without one."""
+    if re.match(r"[A-Za-z]:[\\/]", written) and os.sep == "/":
+        return ": the names are of a Windows drive: write them relative to the table or to image_root"
+    if "\\" in written and os.sep == "/":
+        return ": the names hold backslashes: write / between folders"
+    for ending, other in ((".nii", ".nii.gz"), (".nii.gz", ".nii")):
+        if image.endswith(ending) and os.path.exists(image.removesuffix(ending) + other):
+            return f": there is {os.path.basename(image).removesuffix(ending)}{other}, though: write that ending"
+    return ""
+
+
 def _find_images(table: pd.DataFrame, column: str, root: str, path: Path, check: bool) -> tuple[pd.Series, list]:
     """Absolute path of each row's image, NA where it cannot be used, and what is wrong."""
     problems: list[Exception] = []
@@ -469,6 +488,7 @@ def _find_images(table: pd.DataFrame, column: str, root: str, path: Path, check:
             FileNotFoundError(
                 f"{path}: {len(missing)} of {len(images)} image files do not exist: {shown} "
                 f"(relative names start from {root}; image_root changes that)"
+                f"{_why_missing(missing[0], str(table[column][images.index[images == missing[0]][0]]))}"
             )
         )
         images = images.mask(images.isin(missing))

@@ -450,10 +450,17 @@ class MIMMXTrainer(SupervisedTrainer):
         self.network.train()
         self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
 
-        with torch.autocast(engine.state.device.type, enabled=self.amp, **self.amp_kwargs):
-            logits, features, attention = self.inferer(
-                inputs, self._called_network, *args, return_features=True, **kwargs
-            )
+        try:
+            with torch.autocast(engine.state.device.type, enabled=self.amp, **self.amp_kwargs):
+                logits, features, attention = self.inferer(
+                    inputs, self._called_network, *args, return_features=True, **kwargs
+                )
+        except ValueError as error:
+            if len(labels) == 1 and "more than 1 value per channel" in str(error):
+                raise ValueError(
+                    "batch normalization needs two samples or more, got a batch of one: give train_data_loader drop_last=True"
+                ) from error
+            raise
         output[Keys.PRED] = logits
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         losses = self.loss_function(logits, labels)

@@ -80,7 +80,8 @@ def probe_matrix(
         labels, test_labels = fit.labels[rows, task], score.labels[test_rows, task]
         counts = np.bincount(test_labels)
         result["chance"][key] = float(counts.max() / counts.sum()) if counts.size else None
-        possible = counts.size > 0 and len(np.unique(labels)) > 1
+        # Of a class that it has not seen a probe reads nothing, however much there is.
+        possible = counts.size > 0 and len(np.unique(labels)) > 1 and not np.setdiff1d(test_labels, labels).size
         for name in probes:
             for block, block_key in enumerate(keys):
                 value = None

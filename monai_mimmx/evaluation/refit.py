@@ -48,7 +48,11 @@ def _fit(features: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarr
     if len(np.unique(y)) > 2:
         return _fit_softmax(features, y, strength)
     # scikit-learn 1.8 names the penalty by l1_ratio and warns of the older argument.
-    kind = {"l1_ratio": 1} if "deprecated" in str(LogisticRegression().penalty) else {"penalty": "l1"}
+    kind = (
+        {"l1_ratio": 1}
+        if "deprecated" in str(getattr(LogisticRegression(), "penalty", "deprecated"))
+        else {"penalty": "l1"}
+    )
     model = LogisticRegression(**kind, C=strength, solver="liblinear", max_iter=1000, random_state=0)
     model.fit(features, y)
     return model.coef_, model.intercept_

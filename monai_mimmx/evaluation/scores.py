@@ -193,6 +193,9 @@ def bootstrap_interval(
     """
     Percentile bootstrap interval of a score, with whole subjects drawn with replacement.
 
+    Too narrow where errors are few: around 97 % right of 30 images it holds the truth in 56 of 100 cases, and where all are
+    right it has no width. From 200 images at 90 % it holds it in 94 to 96.
+
     Args:
         predictions: outputs and labels.
         statistic: "accuracy", "balanced_accuracy" or "cell_balanced_accuracy", all resamples at once; or any function

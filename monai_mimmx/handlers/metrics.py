@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from ignite.exceptions import NotComputableError
 from ignite.metrics import Accuracy, Metric
 from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from monai.utils.enums import CommonKeys as Keys
@@ -40,9 +41,19 @@ def head_output(num_classes: Sequence[int], task: int) -> Callable[[Mapping[str,
     return transform
 
 
+class _HeadAccuracy(Accuracy):
+    """The accuracy of a head; NaN, rather than an error that ends the training, where nobody labelled its factor."""
+
+    def compute(self) -> float:
+        try:
+            return super().compute()
+        except NotComputableError:
+            return math.nan
+
+
 def head_accuracies(num_classes: Sequence[int], task_names: Sequence[str]) -> dict[str, Metric]:
     """
-    The accuracy of every head, as metrics named ``accuracy_<task>``.
+    The accuracy of every head, as metrics named ``accuracy_<task>``; NaN for a task that no sample has a label of.
 
     Args:
         num_classes: classes of each task.
@@ -53,7 +64,8 @@ def head_accuracies(num_classes: Sequence[int], task_names: Sequence[str]) -> di
         ['accuracy_sex', 'accuracy_y']
     """
     return {
-        f"accuracy_{name}": Accuracy(output_transform=head_output(num_classes, i)) for i, name in enumerate(task_names)
+        f"accuracy_{name}": _HeadAccuracy(output_transform=head_output(num_classes, i))
+        for i, name in enumerate(task_names)
     }
 
 

@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import json
 import logging
+import math
 import os
 import statistics
 import time
@@ -136,7 +137,8 @@ class EpochRecorder:
         row: dict[str, Any] = {"epoch": self.after + engine.state.epoch}
         row |= {key: float(total) / self._count for key, total in self._sums.items()}
         if self.evaluator is not None and self._validated:
-            row |= {f"select_{key}": float(value) for key, value in self.evaluator.state.metrics.items()}
+            metrics = {f"select_{key}": float(value) for key, value in self.evaluator.state.metrics.items()}
+            row |= {key: value for key, value in metrics.items() if not math.isnan(value)}  # of a task without labels
         row["seconds"] = time.perf_counter() - self._started
         self._durations.append(row["seconds"])
         kept = {key: value for key, value in engine.state.metrics.items() if not key.startswith("select_")}

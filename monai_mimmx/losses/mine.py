@@ -229,13 +229,13 @@ class MINELoss(nn.Module):
                 raise ValueError(
                     f"condition must hold {batch} integer class indices, got {condition.dtype} {tuple(condition.shape)}."
                 )
-            # Within a CUDA graph nothing can be told. The trainer looks for missing labels before it; a class beyond the
-            # last would stop the GPU at its embedding.
-            recorded = condition.is_cuda and torch.cuda.is_current_stream_capturing()
-            if not recorded and (int(condition.min()) < 0 or int(condition.max()) >= self.num_classes):
+            # Within a CUDA graph nothing can be told, and a compiler would cut its graph here. The trainer looks for missing
+            # labels before it; a class beyond the last ends in the error of its embedding.
+            unseen = torch.compiler.is_compiling() or (condition.is_cuda and torch.cuda.is_current_stream_capturing())
+            if not unseen and (int(condition.min()) < 0 or int(condition.max()) >= self.num_classes):
                 raise ValueError(
                     f"condition must lie in [0, {self.num_classes - 1}], got values from {int(condition.min())} to "
-                    f"{int(condition.max())}; leave out samples without a label."
+                    f"{int(condition.max())}; leave out samples without a label, and give num_classes the number of classes."
                 )
         elif condition is not None:
             raise ValueError("condition was given, but conditional=False would ignore it.")

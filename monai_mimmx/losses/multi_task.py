@@ -48,6 +48,16 @@ class MultiTaskCrossEntropy(nn.Module):
         self.scaling = scaling
         self.reduction = reduction
 
+    def _require_classes(self, labels: Tensor) -> None:
+        labels = labels if labels.is_floating_point() else labels.long()  # -1 of uint8 would be 255
+        wrong = ~((labels >= -1) & (labels < torch.tensor(self.num_classes)))  # NaN is neither
+        if bool(wrong.any()):
+            row, task = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"labels of task {task} must be classes from 0 to {self.num_classes[task] - 1}, or -1 where they are missing, "
+                f"got {labels[row, task].item():g} in row {row}."
+            )
+
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """
         Args:
@@ -58,7 +68,7 @@ class MultiTaskCrossEntropy(nn.Module):
             a scalar or the losses `(1 + N,)`; the loss of a task without any label in the batch is 0.
 
         Raises:
-            ValueError: for shapes that do not fit ``num_classes``.
+            ValueError: for shapes that do not fit ``num_classes``, or, on a processor, labels that are no classes.
         """
         tasks, width = len(self.num_classes), sum(self.num_classes)
         if logits.ndim != 2 or logits.shape[1] != width:
@@ -68,6 +78,8 @@ class MultiTaskCrossEntropy(nn.Module):
         if labels.shape != (logits.shape[0], tasks):
             raise ValueError(f"labels must have shape ({logits.shape[0]}, {tasks}), got {tuple(labels.shape)}.")
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        if not torch.compiler.is_compiling() and labels.device.type == "cpu":  # a GPU would be waited for
+            self._require_classes(labels)
         losses = []
         for head, label in zip(logits.split(self.num_classes, dim=1), labels.long().unbind(1), strict=True):
             total = F.cross_entropy(head, label, ignore_index=-1, reduction="sum")

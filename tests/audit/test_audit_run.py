@@ -71,7 +71,8 @@ def test_the_command_finds_the_shortcut(study, capsys):
     assert main(arguments(study)) == 0
     printed = capsys.readouterr().out
     found = json.loads((study / "out/audit.json").read_text())
-    assert "scanner: shortcut (gap +" in printed and f"sick: accuracy {100 * found['accuracy']:.1f} %" in printed
+    assert "scanner: shortcut (gap +" in printed and f"sick (0, 1): accuracy {100 * found['accuracy']:.1f} %" in printed
+    assert "likelier" not in found
     table = pd.read_csv(study / "table.csv")
     # The network's prediction is the scanner, so its accuracy is how often the scanner and the label agree.
     assert found["accuracy"] == pytest.approx(((table["scanner"] == "B") == table["sick"]).mean())
@@ -84,6 +85,19 @@ def test_the_command_finds_the_shortcut(study, capsys):
     assert "<td>scanner</td><td>shortcut</td>" in html and "<td>y: 0, scanner: B</td><td>0.0</td>" in html
     assert f"<td>{100 * scanner['turned']:.0f}</td>" in html and "turned round (%)" in html
     assert html.count("<img ") == 2 and not re.search(r"https?:|<script", re.sub(r"base64,[^\"]*", "", html))
+
+
+def test_outputs_in_another_order_than_the_label_are_told(study, capsys):
+    table = pd.read_csv(study / "table.csv")
+    table["sick"] = 1 - table["sick"]
+    table.to_csv(study / "table.csv", index=False)
+    assert main(arguments(study)) == 0
+    found, printed = json.loads((study / "out/audit.json").read_text()), capsys.readouterr().out
+    assert found["likelier"]["order"] == ["1", "0"] and found["likelier"]["accuracy"] == pytest.approx(
+        1 - found["accuracy"]
+    )
+    told = f"If the outputs are in the order 1, 0, the accuracy is {100 * (1 - found['accuracy']):.1f} %"
+    assert "sick (0, 1): accuracy" in printed and told in printed and told in (study / "out/report.html").read_text()
 
 
 def test_values_too_rare_to_be_a_class_are_told(study, capsys):

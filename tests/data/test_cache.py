@@ -266,6 +266,24 @@ def test_what_a_machine_lost_before_it_wrote_is_read_again(frame, tmp_path):
             shutil.rmtree(tmp_path / "damaged")
 
 
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_a_cache_file_that_was_cut_short_is_made_again(frame, tmp_path, caplog, kept):
+    def images():
+        data = CachedImages(frame, TASKS, READ, cache_dir=tmp_path, **OPTIONS)
+        return data.__getitems__(list(range(len(data))))["image"].clone()
+
+    expected = images()
+    (file,) = tmp_path.glob("*.npy")
+    whole = file.read_bytes()
+    file.unlink()  # not in place: pages of it may still be in use
+    file.write_bytes(whole[:kept])
+    with caplog.at_level("WARNING", "monai_mimmx"):
+        assert torch.equal(images(), expected)
+    assert f"the image cache {file} is damaged: it is made again" in caplog.text
+    caplog.clear()
+    assert torch.equal(images(), expected) and "damaged" not in caplog.text
+
+
 def test_a_build_with_nothing_done_leaves_nothing(frame, tmp_path):
     interrupted(frame, tmp_path / "cache", 0)
     interrupted(frame, tmp_path / "cache", 0, OSError)

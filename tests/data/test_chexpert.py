@@ -295,7 +295,8 @@ def test_natural_correlations_are_the_published_ones_where_the_table_has_them(tm
 
 def test_no_columns_for_disease():
     table = pd.DataFrame(PLAIN, columns=HEADER).astype(object)
-    prepared, _ = CheXpertColumns(cod_columns=[])(table.map(lambda value: value if pd.isna(value) else str(value)), "t")
+    table = table.astype(str).where(table.notna())
+    prepared, _ = CheXpertColumns(cod_columns=[])(table, "t")
     assert prepared["CoD"].tolist() == ["0"] * len(prepared) and len(prepared) == 4
 
 

@@ -49,7 +49,10 @@ def test_processes_share_an_epoch(monkeypatch, sampling):
         monkeypatch.setattr(idist, "get_rank", lambda rank=rank: rank)
         monkeypatch.setattr(dist, "get_rank", lambda *_, rank=rank: rank)
         monkeypatch.setattr(dist, "is_available", lambda: True)
-        shares.append(list(make_sampler(LABELS, (2, 2), sampling)))
+        sampler = make_sampler(LABELS, (2, 2), sampling)
+        shares.append(list(sampler))
+        again = list(sampler)  # for fresh batches of the estimator, in the same epoch
+        assert again != shares[-1] and (sampling == "balanced" or sorted(again) == sorted(shares[-1]))
     assert [len(share) for share in shares] == [1000, 1000] and shares[0] != shares[1]
     if sampling == "correlated":
         assert sorted(shares[0] + shares[1]) == list(range(2000))

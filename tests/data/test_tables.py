@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import time
 
 import numpy as np
@@ -246,6 +248,26 @@ def test_missing_images(tmp_path, count, dangling):
         ((tmp_path if dangling else tmp_path / "images") / f"{i}.png").unlink()
     with pytest.raises(FileNotFoundError, match=rf"4 of {count} image files .*0\.png, .*1\.png, .*2\.png, \.\.\."):
         read(tmp_path, rows, check_images=True)
+
+
+@pytest.mark.skipif(os.sep != "/", reason="names of Windows are those of this machine")
+def test_why_images_are_missing(tmp_path):
+    (tmp_path / "a.nii.gz").touch()
+    for name, told in {
+        "a.nii": "there is a.nii.gz, though: write that ending",
+        "images\\a.png": "the names hold backslashes: write / between folders",
+        "C:\\images\\a.png": "the names are of a Windows drive: write them relative to the table",
+    }.items():
+        with pytest.raises(FileNotFoundError, match=re.escape(f"image_root changes that): {told}")):
+            read(tmp_path, [f"{name},1,40,F", f"{name},1,40,F", f"b{name},2,60,M"], check_images=True)
+
+
+def test_other_capitals_are_told(tmp_path):
+    frame = read(tmp_path, ["a,1,40,F", "b,2,60,M", "c,3,60,m", "d,4,60,x"])
+    assert frame.attrs["excluded"] == {
+        "sex='m' matches no rule ('M' does, with other capitals)": 1,
+        "sex='x' matches no rule": 1,
+    }
 
 
 @pytest.mark.parametrize(

@@ -849,6 +849,21 @@ def test_a_dependence_of_more_factors_than_named_is_refused():
         make_trainer(dependence=dependence, dependence_optimizer=torch.optim.Adam(dependence.parameters()))
 
 
+def test_the_terms_of_uniform_weights_are_averaged():
+    trainer = make_trainer(lambda_mi=0.7, loss_function=no_loss)
+    trainer.run()
+    output = trainer.state.output
+    mean = (output["mi_sex"] + output["mi_site"]) / 2
+    torch.testing.assert_close(output["mi"], mean)
+    torch.testing.assert_close(output["loss"], 0.7 * mean)
+
+
+def test_a_batch_of_one_is_told_what_to_do():
+    trainer = make_trainer(batches=make_batches(1, size=1))
+    with pytest.raises(ValueError, match="got a batch of one: give train_data_loader drop_last=True"):
+        trainer.run()
+
+
 def test_a_batch_that_is_not_finite_leaves_the_estimator_as_it_was():
     batches = make_batches(1)
     batches[0]["image"][3] = float("nan")

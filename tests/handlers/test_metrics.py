@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -124,6 +126,13 @@ class TestRobustAccuracy:
 
 
 class TestHeads:
+    def test_a_head_without_labels_has_no_accuracy(self):
+        metrics = head_accuracies((2, 2), ("y", "sex"))
+        batch = {"pred": torch.eye(4)[[0, 1]], "label": torch.tensor([[0, -1], [0, -1]])}
+        for metric in metrics.values():
+            metric.update(metric._output_transform(batch))
+        assert metrics["accuracy_y"].compute() == 0.5 and math.isnan(metrics["accuracy_sex"].compute())
+
     def test_output_is_the_heads_labelled_rows(self):
         logits, labels = predictions(missing=7)
         head, label = head_output(CLASSES, 1)({"pred": logits, "label": labels})

@@ -162,8 +162,6 @@ class MIMMXTrain(TrainTask):
             # The bundle's evaluation needs test sets, which a study has not.
             "run": [step for step in parser.config["run"] if "@evaluation" not in step],
         }
-        if (subsets["select"][[task.name for task in self.bundle.tasks]] < 0).all().any():
-            overrides["validate#additional_metrics"] = None  # a factor that nobody labelled has no accuracy
         workflow = ConfigWorkflow(
             config_file=str(self.bundle.root / "configs" / "train.json"),
             meta_file=str(self.bundle.root / "configs" / "metadata.json"),
