@@ -285,6 +285,13 @@ def test_the_refinement_leaves_the_encoder_as_it_is(bundle, more, folders, tmp_p
     assert [plain["epochs"], refined["epochs"]] == [1, 3]
     losses = [json.loads(line)["loss_y"] for line in (tmp_path / "refined/history.jsonl").read_text().splitlines()]
     assert losses[2] < losses[1]
+    # Another training there, without a second part, leaves no first part for one that is resumed with it.
+    assert (tmp_path / "refined/models/unrefined.pt").is_file()
+    train(bundle, folders, tmp_path / "refined", method="rebalance", refine_epochs=0, **more)
+    assert not (tmp_path / "refined/models/unrefined.pt").exists()
+    with pytest.raises(RuntimeError) as caught:
+        train(bundle, folders, tmp_path / "refined", method="rebalance", refine_epochs=2, resume=True, **more)
+    assert "is of a training with refine_epochs 0" in str(root_cause(caught.value))
 
 
 @pytest.mark.parametrize(
