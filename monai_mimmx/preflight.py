@@ -213,6 +213,15 @@ class _Check:
             shipped = Path(self.root) / "configs" / "train.json"
             if shipped.is_file():
                 self.shipped = json.loads(shipped.read_text(encoding="utf-8"))
+                found = str(self.config["bundle_root"])  # by an expression of its own, unless it was given
+                if found.startswith("$") and found != self.shipped.get("bundle_root", found):
+                    self.problems.append(
+                        ValueError(
+                            f"the config is of another bundle than the one in {str(self.root)!r}, where it was started: run it "
+                            "in its own bundle's folder, or pass that folder as --bundle_root"
+                        )
+                    )
+                    return
             elif not self.predicts:  # nothing else is where it is looked for
                 self.problems.append(
                     FileNotFoundError(

@@ -120,6 +120,17 @@ def check(folder, *, bundle="brain_age", **more):
     return problems_of(parser, "initialize#1")
 
 
+def test_a_config_of_another_bundle_than_the_folder_is_told(study, monkeypatch):
+    monkeypatch.chdir(bundle_folders()["fashion_mnist"])
+    other = json.loads((bundle_folders()["brain_age"] / "configs/train.json").read_text())["bundle_root"]
+    tells(
+        check(study, bundle_root=other),
+        r"is of another bundle than the one in '\.', where it was started: run it in its own",
+    )
+    monkeypatch.chdir(bundle_folders()["brain_age"])
+    assert not told(check(study, bundle_root=other))
+
+
 def told(problems):
     return [str(error) for error in problems.errors] if isinstance(problems, Problems) else []
 

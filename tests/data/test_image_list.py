@@ -69,3 +69,11 @@ def test_an_error_names_the_file_once_and_the_cause_in_a_line(files, tmp_path):
     assert str(caught.value).count(files[0]) == 1 and "\n" not in str(caught.value)
     with pytest.raises(RuntimeError, match=r"^[^\n]*b\.nii: 'label'$"):
         ImageFileDataset([{"image": "b.nii"}], lambda item: {"image": item["label"]})[0]
+
+
+def test_what_reads_an_image_is_named_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("monai_mimmx.data.image_list.find_spec", lambda name: None)
+    (tmp_path / "a.NRRD").write_text("NRRD0004\n")
+    data = ImageFileDataset(list_images(tmp_path), LoadGrayscaled("image"))
+    with pytest.raises(RuntimeError, match=r"a\.NRRD: \.NRRD images need ITK: pip install itk"):
+        data[0]
