@@ -426,7 +426,7 @@ def make_subsets(
     sizes = dict(sizes or {})
     if (nameless := frame["subject"].isna()).any():
         raise ValueError(
-            f"every row needs a subject, which may not be in two partitions: row {frame.index[nameless][0]!r} has none"
+            f"every row needs a subject, which may not be in two partitions: row {frame.index[nameless].tolist()[0]!r} has none"
             f"{and_more(int(nameless.sum()))}"
         )
     if "split" in frame.columns:
