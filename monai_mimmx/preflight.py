@@ -207,14 +207,19 @@ class _Check:
         self.root = self._value("bundle_root") if "bundle_root" in self.config else None
         self.shipped: dict[str, Any] = {}
 
+    def _is_of_another(self, shipped: Mapping[str, Any]) -> bool:
+        """Whether the config looked for its bundle by itself, and found a folder with the config of another."""
+        searches = [str(config.get("bundle_root")) for config in (self.config, shipped)]
+        return all(search.startswith("$next((p for p in ('.', ") for search in searches) and len({*searches}) > 1
+
     def run(self, check_only: bool) -> None:
         """Look at everything."""
         if self.root is not None:
             shipped = Path(self.root) / "configs" / "train.json"
             if shipped.is_file():
                 self.shipped = json.loads(shipped.read_text(encoding="utf-8"))
-                found = str(self.config["bundle_root"])  # by an expression of its own, unless it was given
-                if found.startswith("$") and found != self.shipped.get("bundle_root", found):
+                own = Path(self.root) / "configs" / ("inference.json" if self.predicts else "train.json")
+                if own.is_file() and self._is_of_another(json.loads(own.read_text(encoding="utf-8"))):
                     self.problems.append(
                         ValueError(
                             f"the config is of another bundle than the one in {str(self.root)!r}, where it was started: run it "

@@ -23,6 +23,7 @@ from monai_mimmx.evaluation.scores import (
     FEW_POINTS,
     SUBSET_TITLES,
     followed_factors,
+    has_learned,
     signed_points,
     subjects_of_bal,
     verdict,
@@ -192,7 +193,7 @@ def _scores(folder: Path) -> dict[str, Any]:
     config = {key: value for key, value in metrics["config"].items() if key not in ("output_dir", "device")}
     about = {
         key: metrics.get(key)
-        for key in ("task_names", "classes", "n", "version", "commit", "selected_lambda", "fingerprint")
+        for key in ("task_names", "classes", "n", "subjects", "version", "commit", "selected_lambda", "fingerprint")
     }
     return {**about, "config": config, "seconds": metrics["seconds"], **{key: metrics.get(key) for key in KEPT}}
 
@@ -248,7 +249,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         `("accuracy", "inv", "y")` or `("probes", "linear", "f_y", "sex")` to `(mean, half width)`, fractions.
         `("gap_size",)` is that of the gap between Val and Inv without its sign, `("followed", factor)` that of what
         `followed_factors` tells of a factor, `("followed_size", factor)` the same without its sign, `("learned",)` 1 for a
-        run that scores more than 5 points above chance on Bal, else 0, and `("drop_val_bal",)` the loss from Val to Bal
+        run that has learned y, else 0, and `("drop_val_bal",)` the loss from Val to Bal
         where there is no Inv.
 
     Example:
@@ -276,7 +277,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             for factor, share in followed.items():
                 leaf |= {("followed", factor): share, ("followed_size", factor): abs(share)}
             if bal in leaf and "y" in chance:
-                leaf["learned",] = float(leaf[bal] >= chance["y"] + FEW_POINTS)
+                leaf["learned",] = float(has_learned(leaf[bal], chance["y"]))
         paths = dict.fromkeys(path for leaf in leaves for path in leaf)
         summaries.append(
             {
@@ -558,7 +559,7 @@ def _verdict(values: Values) -> str:
     word = verdict(gap, balanced=_mean(values, "accuracy", "bal", "y"), chance=chance, followed=followed)
     sizes = [mean for path, (mean, _) in values.items() if path[0] == "followed_size"]
     apart = size > FEW_POINTS or (word != "hidden shortcut" and max(sizes, default=0) > FEW_POINTS)
-    apart |= _mean(values, "learned") not in (None, 0.0, 1.0)
+    apart |= word != "hidden shortcut" and _mean(values, "learned") not in (None, 0.0, 1.0)
     return "differs between seeds" if abs(gap) <= FEW_POINTS and apart else word
 
 
@@ -749,7 +750,8 @@ def _differences(done: Sequence[Mapping[str, Any]]) -> ScoreTable | None:
         given = {path: found[name, agreement] for path, found in differences.items() if (name, agreement) in found}
         values = {path: (mean, half) for path, (mean, half, _) in given.items()}
         title = row_title({"name": name, "agreement": agreement})
-        pairs = " to ".join(map(str, sorted({count for _, _, count in given.values()})))
+        counts = [count for _, _, count in given.values()]
+        pairs = " to ".join(map(str, dict.fromkeys((min(counts), max(counts)))))
         lines.append([title, pairs, *(_number(values, *path, sign=True) for path in scores.values())])
     if not lines:
         return None

@@ -24,6 +24,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -397,10 +398,10 @@ def _build(
             target = folder / f"{key[:32]}{hashlib.sha256(first.tobytes()).hexdigest()[:32]}.npy"
             key, stored = target.stem, _stored(target)
     if stored is None:
-        if target.exists():
-            logging.getLogger("monai_mimmx").warning(f"the image cache {target} is damaged: it is made again")
         with locked(folder / f".{key}.lock", wait=True) as lock:  # without locks each process builds its own
             if (stored := _stored(target)) is None:  # not built while this process waited for the lock
+                if target.exists():
+                    logging.getLogger("monai_mimmx").warning(f"the image cache {target} is damaged: it is made again")
                 part, about = _Unfinished(folder, key, uuid.uuid4().hex), [transform_key, dtype]
 
                 def allocate(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -442,8 +443,8 @@ def _build(
 def _stored(target: Path) -> np.ndarray | None:
     """The images of a cache file; None where it is not there, or is damaged, as by a copy that ended early."""
     try:
-        return np.load(target, mmap_mode="r")  # type: ignore[no-any-return]
-    except (FileNotFoundError, ValueError, EOFError):
+        return np.load(target, mmap_mode="r") if target.is_file() else None  # type: ignore[no-any-return]
+    except (FileNotFoundError, ValueError, EOFError, BadZipFile):
         return None
 
 

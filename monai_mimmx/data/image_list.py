@@ -19,8 +19,8 @@ from monai_mimmx.errors import first_line, first_three, root_cause
 __all__ = ["ImageFileDataset", "list_images"]
 
 SUFFIXES = (".nii", ".nii.gz", ".png", ".jpg", ".jpeg", ".dcm", ".mha", ".nrrd", ".tif", ".tiff", ".bmp")
-BY_ITK = (".mha", ".nrrd")
-"""Those of :data:`SUFFIXES` that only a library beyond this package's own reads."""
+READERS = {".mha": ("itk",), ".nrrd": ("itk", "nrrd")}
+"""Those of :data:`SUFFIXES` that only modules beyond this package's own dependencies read."""
 
 
 def list_images(
@@ -100,7 +100,8 @@ class ImageFileDataset(Dataset):
             item["image"] = convert_to_tensor(item["image"], track_meta=False)
         except Exception as error:
             cause = first_line(root_cause(error))
-            if file.lower().endswith(BY_ITK) and not find_spec("itk"):
-                cause = f"{Path(file).suffix} images need ITK: pip install itk"
+            readers = READERS.get(Path(file).suffix.lower(), ())
+            if readers and not any(map(find_spec, readers)):
+                cause += f" ({Path(file).suffix} images need {' or '.join(readers)}: pip install {readers[0]})"
             raise RuntimeError(cause if file in cause else f"{file}: {cause}") from error
         return item

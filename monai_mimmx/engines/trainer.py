@@ -396,10 +396,21 @@ class MIMMXTrainer(SupervisedTrainer):
                 self._fresh_batches = None
         inputs, labels, args, kwargs = self._prepare(batch)
         inputs, labels = _plain(inputs), _plain(labels)
-        precision = torch.autocast(self.state.device.type, enabled=self.amp or self.amp_fresh, **self.amp_kwargs)
-        with torch.no_grad(), precision:
-            _, features, attention = self.inferer(inputs, self._called_network, *args, return_features=True, **kwargs)
+        with torch.no_grad():
+            _, features, attention = self._infer(inputs, args, kwargs, self.amp or self.amp_fresh)
         return features.float(), attention.float(), labels
+
+    def _infer(self, inputs: Any, args: tuple, kwargs: dict, amp: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, features and attention of a batch, in mixed precision or not."""
+        try:
+            with torch.autocast(self.state.device.type, enabled=amp, **self.amp_kwargs):
+                return self.inferer(inputs, self._called_network, *args, return_features=True, **kwargs)  # type: ignore[no-any-return]
+        except ValueError as error:
+            if len(inputs) == 1 and "more than 1 value per channel" in str(error):
+                raise ValueError(
+                    "batch normalization needs two samples or more, got a batch of one: give train_data_loader drop_last=True"
+                ) from error
+            raise
 
     def _update_estimator(self, index: int, recent: tuple[Tensor, Tensor, Tensor], all_known: bool) -> None:
         """The ``index``-th ascent step of the estimator in this iteration, and of the weighter with it."""
@@ -450,17 +461,7 @@ class MIMMXTrainer(SupervisedTrainer):
         self.network.train()
         self.optimizer.zero_grad(set_to_none=self.optim_set_to_none)
 
-        try:
-            with torch.autocast(engine.state.device.type, enabled=self.amp, **self.amp_kwargs):
-                logits, features, attention = self.inferer(
-                    inputs, self._called_network, *args, return_features=True, **kwargs
-                )
-        except ValueError as error:
-            if len(labels) == 1 and "more than 1 value per channel" in str(error):
-                raise ValueError(
-                    "batch normalization needs two samples or more, got a batch of one: give train_data_loader drop_last=True"
-                ) from error
-            raise
+        logits, features, attention = self._infer(inputs, args, kwargs, self.amp)
         output[Keys.PRED] = logits
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         losses = self.loss_function(logits, labels)

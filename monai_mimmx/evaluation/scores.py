@@ -107,7 +107,7 @@ def auroc(predictions: Predictions, task: int = 0) -> float | None:
         return float(roc_auc_score(labels, logits[:, 1] - logits[:, 0]))
     # So do the log odds of each class against the others; rounded, so that the order of a sum parts no equals.
     odds = [logits[:, k] - logsumexp(np.delete(logits, k, axis=1), axis=1) for k in range(classes)]
-    return float(np.mean([roc_auc_score(labels == k, odds[k].round(9)) for k in range(classes)]))
+    return float(np.mean([roc_auc_score(labels == k, np.nan_to_num(odds[k].round(9))) for k in range(classes)]))
 
 
 def group_accuracies(predictions: Predictions, task: int = 0) -> dict[tuple[int, ...], tuple[float, int]]:
@@ -397,6 +397,11 @@ def _largest_share(predictions: Predictions, task: int) -> float:
     return float(counts.max() / counts.sum())
 
 
+def has_learned(balanced: float, chance: float) -> bool:
+    """Whether an accuracy on Bal is 5 points or more above that of a constant guess."""
+    return round(balanced - chance, 9) >= FEW_POINTS  # 0.7 - 0.65 is a little less
+
+
 def verdict(
     gap: float,
     *,
@@ -430,7 +435,7 @@ def verdict(
         return "over-corrected (anti-shortcut)"
     if any(abs(share) > FEW_POINTS for share in (followed or {}).values()):
         return "hidden shortcut"
-    if balanced is not None and chance is not None and balanced < chance + FEW_POINTS:
+    if balanced is not None and chance is not None and not has_learned(balanced, chance):
         return "at chance (not learned)"
     return "balanced"
 

@@ -250,7 +250,10 @@ class RandomStates:
         torch.set_rng_state(state_dict["torch"].cpu())
         if len(state_dict["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([state.cpu() for state in state_dict["cuda"]])
-        for generator, state in zip(self.generators, state_dict["generators"], strict=True):
+        states = state_dict["generators"]
+        # The sampler of a process group held none in earlier versions; samplers come first.
+        own = self.generators[max(len(self.generators) - len(states), 0) :]
+        for generator, state in zip(own, states, strict=True):
             generator.set_state(state.cpu())
 
     def _start_anew(self, seeds: random.Random) -> None:

@@ -229,8 +229,8 @@ class MINELoss(nn.Module):
                 raise ValueError(
                     f"condition must hold {batch} integer class indices, got {condition.dtype} {tuple(condition.shape)}."
                 )
-            # Within a CUDA graph nothing can be told, and a compiler would cut its graph here. The trainer looks for missing
-            # labels before it; a class beyond the last ends in the error of its embedding.
+            # Within a CUDA graph nothing can be told, and a compiler would cut its graph here, too. The trainer looks for
+            # missing labels before it; a class beyond the last ends in the error of its embedding.
             unseen = torch.compiler.is_compiling() or (condition.is_cuda and torch.cuda.is_current_stream_capturing())
             if not unseen and (int(condition.min()) < 0 or int(condition.max()) >= self.num_classes):
                 raise ValueError(

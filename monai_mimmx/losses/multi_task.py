@@ -50,7 +50,8 @@ class MultiTaskCrossEntropy(nn.Module):
 
     def _require_classes(self, labels: Tensor) -> None:
         labels = labels if labels.is_floating_point() else labels.long()  # -1 of uint8 would be 255
-        wrong = ~((labels >= -1) & (labels < torch.tensor(self.num_classes)))  # NaN is neither
+        classes = torch.tensor(self.num_classes, device=labels.device)
+        wrong = ~((labels >= -1) & (labels < classes) & (labels == labels.trunc()))  # NaN is none of it
         if bool(wrong.any()):
             row, task = wrong.nonzero()[0].tolist()
             raise ValueError(

@@ -16,6 +16,7 @@ from torch import nn
 
 from monai_mimmx.__main__ import main
 from monai_mimmx.audit import attribute_tasks
+from monai_mimmx.audit.run import _likelier_order
 
 N = 240
 
@@ -98,6 +99,14 @@ def test_outputs_in_another_order_than_the_label_are_told(study, capsys):
     )
     told = f"If the outputs are in the order 1, 0, the accuracy is {100 * (1 - found['accuracy']):.1f} %"
     assert "sick (0, 1): accuracy" in printed and told in printed and told in (study / "out/report.html").read_text()
+
+
+def test_an_order_of_three_classes():
+    labels = np.repeat([0, 1, 2], 20)
+    logits = np.eye(3)[(labels + 1) % 3]  # the outputs are in the order c, a, b
+    found = _likelier_order(logits, labels, ["a", "b", "c"])
+    assert found == {"classes": ["a", "b", "c"], "likelier": {"order": ["c", "a", "b"], "accuracy": 1.0}}
+    assert _likelier_order(np.eye(3)[labels], labels, "abc") == {"classes": ["a", "b", "c"]}
 
 
 def test_values_too_rare_to_be_a_class_are_told(study, capsys):

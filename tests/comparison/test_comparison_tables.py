@@ -97,6 +97,10 @@ def test_a_seed_that_learns_does_not_make_up_for_those_that_do_not():
     rows = [*learns("a", 0.9, 0.5, 0.5), *learns("b", 0.9, 0.8, 0.7), *learns("c", 0.5, 0.51, 0.52)]
     verdicts = {line[0]: line[1] for line in glance(rows).lines}
     assert verdicts == {"a": "differs between seeds", "b": "balanced", "c": "at chance (not learned)"}
+    follows = {"switched_labels": {"bal": {"f_y": {"y": 0.55, "sex": 0.9}}}}
+    assert glance([one | follows for one in learns("d", 0.54, 0.56, 0.56)]).lines[0][1] == "hidden shortcut"
+    five = {"probes": {"linear": {}, "chance": {"y": 0.65, "sex": 0.5}}}
+    assert glance([one | five for one in learns("e", 0.70, 0.71)]).lines[0][1] == "balanced"
 
 
 def test_the_leak_is_above_the_chance_of_its_own_run():

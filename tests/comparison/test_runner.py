@@ -17,10 +17,19 @@ from pathlib import Path
 import pytest
 
 from monai_mimmx.__main__ import main
-from monai_mimmx.comparison import check_runs, collect_rows, execute_runs, method_options, plan_runs, runner
+from monai_mimmx.comparison import (
+    check_runs,
+    collect_rows,
+    execute_runs,
+    make_tables,
+    method_options,
+    plan_runs,
+    runner,
+)
 from monai_mimmx.comparison.methods import VARIANTS
 from monai_mimmx.data.cohort_folder import available_cpus
 from monai_mimmx.errors import Problems
+from monai_mimmx.evaluation.scores import verdict_on
 from monai_mimmx.files import locked
 
 METRICS = {
@@ -449,6 +458,7 @@ def test_sweep_folders_and_commands(bundle):
         ({"seeds": []}, "one or more different seeds"),
         ({"seeds": [1, 1]}, "one or more different seeds"),
         ({"options": {"seed": 1}}, "sets seed itself"),
+        ({"options": {"ckpt_dir": "models"}}, "sets ckpt_dir itself"),
         ({"options": {"agreement": 0.5}, "agreements": [0.9]}, "both as a sweep"),
         ({"agreements": [0.9, 0.9000001]}, "expected different agreements, got 0.9, 0.9"),
         ({"agreements": [0.9, 1.7]}, "a share from 0 to 1, got 1.7"),
@@ -468,6 +478,32 @@ def test_a_config_that_is_no_json_is_named(bundle, tmp_path):
     (tmp_path / "mine.json").write_text('{"epochs": 3')
     with pytest.raises(ValueError, match=r"the config .*mine\.json cannot be read: Expecting"):
         runs(bundle, "baseline", overlays=[tmp_path / "mine.json"])
+
+
+def test_a_config_that_is_a_list_is_named(bundle, tmp_path):
+    (tmp_path / "mine.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"the config .*mine\.json must hold options by name, .* got a list"):
+        runs(bundle, "baseline", overlays=[tmp_path / "mine.json"])
+
+
+def test_a_row_has_what_the_verdict_of_its_run_went_by(bundle):
+    (run,) = runs(bundle, "baseline")
+    execute_runs([run], progress=False)
+    metrics = json.loads((run.folder / "metrics.json").read_text()) | {"n": {"bal": 800}, "subjects": {"bal": 100}}
+    metrics |= {
+        "accuracy": {subset: {"y": 0.75, "sex": 0.5} for subset in ("val", "inv", "bal")},
+        "drop_val_inv": 0.0,
+        "switched_labels": {"bal": {"f_y": {"y": 0.75, "sex": 0.58}}},
+        "chance": {"bal": {"y": 0.5, "sex": 0.5}},
+        "probes": {"linear": {}, "knn": {}, "chance": {"y": 0.5, "sex": 0.5}},
+    }
+    (run.folder / "metrics.json").write_text(json.dumps(metrics))
+    for table in make_tables(collect_rows(bundle.parent / "out")):
+        if table.name == "summary":
+            assert table.lines[0][1] == verdict_on(metrics) == "balanced"
+            break
+    else:
+        pytest.fail("no summary")
 
 
 def test_compare_writes_tables(bundle, capsys):

@@ -858,8 +858,9 @@ def test_the_terms_of_uniform_weights_are_averaged():
     torch.testing.assert_close(output["loss"], 0.7 * mean)
 
 
-def test_a_batch_of_one_is_told_what_to_do():
-    trainer = make_trainer(batches=make_batches(1, size=1))
+@pytest.mark.parametrize("feature_batches", [0, 1])
+def test_a_batch_of_one_is_told_what_to_do(feature_batches):
+    trainer = make_trainer(batches=[*make_batches(1), *make_batches(1, size=1)], feature_batches=feature_batches)
     with pytest.raises(ValueError, match="got a batch of one: give train_data_loader drop_last=True"):
         trainer.run()
 

@@ -285,6 +285,14 @@ def test_other_tasks_are_another_training():
         TrainingIdentity({}, study(), ["sick"]).load_state_dict(stored)
 
 
+def test_states_of_an_earlier_version_lack_the_sampler_of_a_group():
+    sampler, augment = torch.utils.data.SubsetRandomSampler(range(9), torch.Generator()), RandBatchAugment(seed=1)
+    held = RandomStates([augment]).state_dict()
+    expected = augment(torch.zeros(2, 1, 9, 9))
+    RandomStates([sampler, augment]).load_state_dict(held)
+    assert torch.equal(augment(torch.zeros(2, 1, 9, 9)), expected)
+
+
 @pytest.mark.parametrize("prefix", ["", "model"])
 def test_files_of_others_stay(tmp_path, prefix):
     others = {"pretrained_backbone_epoch=100.pt", "model_teacher_epoch=50.pt", "modelB_net_epoch=3.pt", "net_best.pt"}

@@ -96,6 +96,13 @@ def test_validation_joins_the_epochs_that_had_one(tmp_path):
     assert rows[1]["select_accuracy_sex"] == 0.5 and rows[1]["select_robust"] == 0.25
 
 
+def test_an_accuracy_without_labels_is_left_out(tmp_path):
+    run(tmp_path / "h.jsonl", [1.0] * 4, 2, evaluator=evaluator_of([0.5, float("nan")]))
+    first, second = read_history(tmp_path / "h.jsonl")
+    assert first["select_accuracy_y"] == 0.5 and "select_accuracy_y" not in second
+    assert second["select_accuracy_sex"] == 0.5 and "NaN" not in (tmp_path / "h.jsonl").read_text()
+
+
 def test_line(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="monai_mimmx"):
         run(None, [1.0, 3.0], 1, evaluator=evaluator_of([0.875]))

@@ -253,6 +253,10 @@ class TestTaskLosses:
             self.losses(kind, torch.zeros(12, 7), labels)
         labels = labels.float()
         labels[0, 0], labels[3, 1] = 0, math.nan
+        with pytest.raises(ValueError, match="labels of task 2 .* got 0.5 in row 1"):
+            self.losses(
+                kind, torch.zeros(12, 7), torch.where(torch.arange(36).view(12, 3) == 5, 0.5, labels.nan_to_num())
+            )
         with pytest.raises(ValueError, match=rf"labels of task 1 .* to {CLASSES[1] - 1}, .* got nan in row 3"):
             self.losses(kind, torch.zeros(12, 7), labels)
 
