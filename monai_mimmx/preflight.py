@@ -218,8 +218,11 @@ class _Check:
             shipped = Path(self.root) / "configs" / "train.json"
             if shipped.is_file():
                 self.shipped = json.loads(shipped.read_text(encoding="utf-8"))
-                own = Path(self.root) / "configs" / ("inference.json" if self.predicts else "train.json")
-                if own.is_file() and self._is_of_another(json.loads(own.read_text(encoding="utf-8"))):
+                predicting = shipped.with_name("inference.json")
+                own = self.shipped
+                if self.predicts and predicting.is_file():
+                    own = json.loads(predicting.read_text(encoding="utf-8"))
+                if self._is_of_another(own):
                     self.problems.append(
                         ValueError(
                             f"the config is of another bundle than the one in {str(self.root)!r}, where it was started: run it "

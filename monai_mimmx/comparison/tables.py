@@ -558,8 +558,9 @@ def _verdict(values: Values) -> str:
     chance = _chance(values).get("y")
     word = verdict(gap, balanced=_mean(values, "accuracy", "bal", "y"), chance=chance, followed=followed)
     sizes = [mean for path, (mean, _) in values.items() if path[0] == "followed_size"]
-    apart = size > FEW_POINTS or (word != "hidden shortcut" and max(sizes, default=0) > FEW_POINTS)
-    apart |= word != "hidden shortcut" and _mean(values, "learned") not in (None, 0.0, 1.0)
+    apart = size > FEW_POINTS
+    if word != "hidden shortcut":
+        apart |= max(sizes, default=0) > FEW_POINTS or _mean(values, "learned") not in (None, 0.0, 1.0)
     return "differs between seeds" if abs(gap) <= FEW_POINTS and apart else word
 
 
