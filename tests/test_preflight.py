@@ -930,6 +930,14 @@ def test_no_truncation_passes_that_the_decoder_refuses(tmp_path_factory, cut, ki
     shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("missing", [1, 2, 4])
+def test_a_dicom_image_that_lacks_its_last_bytes_is_not_whole(tmp_path, missing):
+    WRITERS["dcm"](tmp_path / "whole.dcm")
+    assert monai_mimmx.data.headers.image_axes(tmp_path / "whole.dcm") == 2
+    (tmp_path / "part.dcm").write_bytes((tmp_path / "whole.dcm").read_bytes()[:-missing])
+    assert monai_mimmx.data.headers.image_axes(tmp_path / "part.dcm") is None
+
+
 def test_a_finished_cache_need_not_be_written(study, monkeypatch):
     cache = study / "cache"
 

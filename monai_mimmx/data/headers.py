@@ -70,7 +70,8 @@ def _axes_of_dicom(path: str) -> int | None:
 
     with open(path, "rb") as file:
         header = pydicom.dcmread(file, stop_before_pixels=True)
-        start = file.tell() + 8  # behind the tag and the length of the pixels
+        # Behind the tag and the length of the pixels, and their type, where it is told.
+        start = file.tell() + (8 if header.file_meta.TransferSyntaxUID.is_implicit_VR else 12)
     values = header.get("Rows", 0) * header.get("Columns", 0) * header.get("SamplesPerPixel", 1)
     frames = int(header.get("NumberOfFrames", None) or 1)
     expected = values * frames * header.get("BitsAllocated", 0) // 8
